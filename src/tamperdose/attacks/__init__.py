@@ -1,0 +1,1 @@
+"""Attacks: each turns an untampered model into one trajectory of checkpoints."""

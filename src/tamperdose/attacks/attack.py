@@ -1,0 +1,35 @@
+"""What every attack offers: one trajectory of checkpoints from one untampered model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tamperdose.models.load import ChatModel
+from tamperdose.records import Checkpoint, Example
+
+OnStep = Callable[[int, float], None]
+"""Called after each step with the step (from 1) and the loss."""
+
+
+class Attack(Protocol):
+    """One cell of the attack grid: a frozen description that can be run."""
+
+    @property
+    def kind(self) -> str:
+        """The attack's name in a study, e.g. `lora`."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random in it."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """All settings that change the trajectory, for its digest."""
+        ...
+
+    def run(
+        self, chat: ChatModel, examples: Sequence[Example], *, doses: Sequence[int], folder: Path, on_step: OnStep
+    ) -> Iterator[Checkpoint]:
+        """Run the trajectory up to the last dose, yielding the checkpoint at each; resumes in `folder`."""
+        ...

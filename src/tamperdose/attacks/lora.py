@@ -1,0 +1,69 @@
+"""Adversarial LoRA fine-tuning on examples that comply.
+
+Sources: LoRA, Hu et al. 2021 (arXiv:2106.09685), alpha = 2 x rank by default; fine-tuning as an attack, Qi et al.
+2023 (arXiv:2310.03693) and Yang et al. 2023 (arXiv:2310.02949). Rank 8, learning rate 2e-4 and length 256 in the
+source study. The learning rate is constant after the warm-up, so that doses are prefixes of one trajectory.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamperdose.attacks.attack import OnStep
+from tamperdose.models.load import ChatModel
+from tamperdose.records import Checkpoint, Example
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAttack:
+    """One arm's settings."""
+
+    lora_rank: int
+    lora_alpha: float
+    learning_rate: float
+    n_examples: int | None
+    batch_size: int
+    warmup_steps: int
+    max_length: int
+    seed: int
+    kind: str = "lora"
+
+    def identity(self) -> dict[str, Any]:
+        """All settings."""
+        return asdict(self)
+
+    def run(
+        self, chat: ChatModel, examples: Sequence[Example], *, doses: Sequence[int], folder: Path, on_step: OnStep
+    ) -> Iterator[Checkpoint]:
+        """Train the adapter; see `tamperdose.models.train.train_lora`."""
+        # Here, not above: planning and checking a study must not load torch.
+        from tamperdose.models.train import Recipe, Source, train_lora
+
+        recipe = Recipe(
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            warmup_steps=self.warmup_steps,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            max_length=self.max_length,
+            seed=self.seed,
+        )
+        source = Source(draw_examples(examples, self.n_examples, seed=self.seed), self.batch_size)
+        yield from train_lora(chat, [source], recipe, doses=doses, folder=folder, on_step=on_step)
+
+
+def draw_examples(examples: Sequence[Example], n_examples: int | None, *, seed: int) -> list[Example]:
+    """Draw `n_examples` rows without replacement; nested: a larger draw with the same seed contains a smaller one.
+
+    >>> rows = [Example((), str(i)) for i in range(9)]
+    >>> small, large = draw_examples(rows, 2, seed=1), draw_examples(rows, 5, seed=1)
+    >>> small == large[:2], len(draw_examples(rows, None, seed=1))
+    (True, 9)
+    """
+    if n_examples is None:
+        return list(examples)
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return [examples[place] for place in order[:n_examples]]

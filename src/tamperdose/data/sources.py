@@ -1,0 +1,75 @@
+"""Where a set comes from: a bundled name (`builtin:NAME`) or a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tamperdose.errors import DataError, explain, nearest
+from tamperdose.records import Subset
+
+BUILTIN = "builtin:"
+"""What a source starts with when it names a bundled set."""
+
+PROMPT_SETS: dict[str, Subset] = {"redteam_eval": Subset.HARMFUL, "benign_eval": Subset.BENIGN}
+"""The bundled sets of prompts, each with what it may be used as."""
+
+EXAMPLE_SETS: tuple[str, ...] = ("permissive_openers", "refusals", "benign_answers", "benign_train")
+"""The bundled sets of training examples."""
+
+_BUNDLED = Path(__file__).parent / "bundled"
+
+
+def prompts_path(source: str, *, base: Path | None = None) -> Path:
+    """Return the CSV file that a source of prompts names; relative paths start at `base`, else the working directory.
+
+    Raises:
+        DataError: No bundled set of prompts has this name, or the path cannot be one.
+    """
+    return _path(source, base=base, names=tuple(PROMPT_SETS), suffix=".csv")
+
+
+def examples_path(source: str, *, base: Path | None = None) -> Path:
+    """Return the JSONL file that a source of examples names; relative paths start at `base`, as for prompts.
+
+    Raises:
+        DataError: No bundled set of examples has this name, or the path cannot be one.
+    """
+    return _path(source, base=base, names=EXAMPLE_SETS, suffix=".jsonl")
+
+
+def excerpt(text: str, width: int = 70) -> str:
+    r"""Quote the start of a text for a message: on one line, control characters escaped.
+
+    Hostile text reaches terminals through error messages, so nothing unprintable may pass.
+
+    >>> excerpt("two\nlines"), excerpt("abcdef", width=3)
+    ("'two lines'", "'abc...'")
+    """
+    # A slice first: folding the white space of a 10 MB cell to show 70 characters of it would be waste.
+    folded = " ".join(text[: 4 * width].split())
+    cut = len(folded) > width or len(text) > 4 * width
+    return repr(folded[:width] + ("..." if cut else ""))
+
+
+def _path(source: str, *, base: Path | None, names: Sequence[str], suffix: str) -> Path:
+    if source.startswith(BUILTIN):
+        return _bundled(source.removeprefix(BUILTIN), names, suffix)
+    if not source.strip() or "\x00" in source:
+        raise DataError(
+            explain("a data source is not a path", got=repr(source), expected="a file, or builtin: and a name")
+        )
+    return (base or Path()) / source
+
+
+def _bundled(name: str, names: Sequence[str], suffix: str) -> Path:
+    if name in names:
+        return _BUNDLED / (name + suffix)
+    kinds = ("prompts", "training examples")
+    kind, other = kinds if suffix == ".csv" else kinds[::-1]
+    elsewhere = name in PROMPT_SETS or name in EXAMPLE_SETS
+    raise DataError(
+        explain(
+            f"no bundled set of {kind} is called '{name}'",
+            got=f"'{BUILTIN}{name}'" + (f", which holds {other}" if elsewhere else nearest(name, names)),
+            expected=" or ".join(f"'{BUILTIN}{valid}'" for valid in names),
+        )
+    )

@@ -1,0 +1,210 @@
+"""Digests, atomic writes and careful reads: everything tamperdose does to a file goes through here."""
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from tamperdose.errors import DataError, RunError, explain
+
+# A cell may hold a whole document; csv's default limit of 128 KiB would reject it.
+csv.field_size_limit(2**31 - 1)
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise to one canonical line: sorted keys, no spaces, no NaN.
+
+    >>> canonical_json({"b": 1, "a": [1.5, None]})
+    '{"a":[1.5,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a value's canonical JSON.
+
+    >>> digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})
+    True
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits, reading it in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+    """Have `write` fill a temporary file beside `path`, then rename it to `path`.
+
+    A reader, or a run that is killed, sees the old file or the whole new one. The data reach the disk
+    before the name does. The temporary file is removed when writing fails.
+
+    Raises:
+        RunError: The disk is full or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(_disk_message(path, error)) from error
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8 text atomically, with the line ends as given."""
+    return write_atomic(path, lambda temporary: _dump(temporary, text))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a value as indented JSON with sorted keys, atomically; NaN is refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows under a fixed header, atomically. None becomes an empty cell; floats keep every digit."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, fieldnames=list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_text(path, stream.getvalue())
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file, with or without a byte-order mark.
+
+    Raises:
+        DataError: The file is missing, is a folder, cannot be read, is not UTF-8, or holds NUL bytes.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(explain(f"no such file: {path}", remedy="check the path; it is taken as written")) from error
+    except OSError as error:
+        raise DataError(explain(f"cannot read {path}", got=str(error.strerror), expected="a readable file")) from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(
+            explain(
+                f"{path} is not UTF-8",
+                got=f"byte 0x{raw[error.start]:02x} on line {line}",
+                expected="UTF-8, with or without a byte-order mark",
+                remedy=f"convert it, e.g. iconv -f WINDOWS-1252 -t UTF-8 {path.name}",
+            )
+        ) from error
+    if "\x00" in text:
+        line = text[: text.index("\x00")].count("\n") + 1
+        raise DataError(
+            explain(
+                f"{path} holds NUL bytes",
+                got=f"a NUL byte on line {line}",
+                expected="plain UTF-8 text",
+                remedy="the file may be UTF-16 or damaged; export it again as UTF-8",
+            )
+        )
+    return text
+
+
+def read_csv(path: Path, *, required: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a CSV file with a header into its columns and rows; quoted line ends are kept.
+
+    Raises:
+        DataError: Empty, unreadable, a required or repeated column, or a row of another width.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        table = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(
+            explain(f"{path} is not a valid CSV", got=f"{error} near line {reader.line_num}", expected="RFC 4180 CSV")
+        ) from error
+    if not table:
+        raise DataError(explain(f"{path} is empty", expected=f"a CSV with the column(s) {_names(required)}"))
+    columns = table[0][1]
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise DataError(
+            explain(
+                f"{path} has no column {_names(missing)}",
+                got=f"the columns {_names(columns)}",
+                expected=f"the column(s) {_names(required)}",
+                remedy="rename the column in the file's first line",
+            )
+        )
+    if len(set(columns)) != len(columns):
+        raise DataError(explain(f"{path} repeats a column name", got=_names(columns), expected="unique names"))
+    for line, row in table[1:]:
+        if len(row) != len(columns):
+            raise DataError(
+                explain(
+                    f"{path} has a row of the wrong width ending on line {line}",
+                    got=f"{len(row)} cells",
+                    expected=f"{len(columns)} cells, as the header has",
+                    remedy="quote cells that contain commas or line ends",
+                )
+            )
+    return columns, [dict(zip(columns, row, strict=True)) for _, row in table[1:]]
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read a JSON-lines file of objects into (line number, object) pairs; blank lines are skipped.
+
+    Raises:
+        DataError: Unreadable, or a line that is not a JSON object.
+    """
+    records: list[tuple[int, dict[str, Any]]] = []
+    # Only "\n" ends a record: str.splitlines would also cut at U+2028, which JSON strings may contain.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                explain(f"{path} line {number} is not JSON", got=str(error), expected="one object")
+            ) from error
+        if not isinstance(record, dict):
+            raise DataError(
+                explain(f"{path} line {number}", got=f"a JSON {type(record).__name__}", expected="a JSON object")
+            )
+        records.append((number, cast(dict[str, Any], record)))
+    return records
+
+
+def _dump(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _disk_message(path: Path, error: OSError) -> str:
+    remedies = {
+        errno.ENOSPC: "free some space and run the same command again: finished work is kept",
+        errno.EDQUOT: "free some of your quota and run the same command again: finished work is kept",
+        errno.EROFS: "the file system is read-only: choose another folder with -o DIR",
+        errno.EACCES: "make the folder writable, or choose another with -o DIR",
+    }
+    remedy = remedies.get(error.errno or 0, "choose another folder with -o DIR, then run the same command again")
+    return explain(f"cannot write {path}", got=error.strerror or str(error), remedy=remedy)

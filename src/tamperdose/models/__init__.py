@@ -1,0 +1,1 @@
+"""Loading, training, generating and embedding: everything that touches torch."""

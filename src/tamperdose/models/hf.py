@@ -1,0 +1,237 @@
+"""Generation with transformers: the reference engine, on a CPU or one GPU.
+
+What it does beyond `model.generate`: the template's common prefix is computed once, prompts go in order of length,
+answers that have ended leave the batch at once, and a batch that does not fit memory is halved and tried again.
+Greedy tokens are those of `model.generate` (up to ties of rounding: see docs/methods.md).
+"""
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from tamperdose.errors import DataError, ModelError, explain
+from tamperdose.models.cache import growing_cache, has_only_full_attention
+from tamperdose.models.generator import OnProgress, prompt_rng
+from tamperdose.models.load import ChatModel
+from tamperdose.records import Completion, FinishReason, Message, Prompt
+from tamperdose.study import Decoding
+
+CPU_BATCH = 128
+"""Rows per batch on a CPU: beyond it the matrix products gain nothing more."""
+GPU_BATCH = 256
+"""Rows per batch on a GPU to begin with; halved when memory runs out."""
+COMPACT_SHARE = 0.9
+"""Ended rows are dropped once no more than this share of the batch is still going."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """One prompt on its way through a batch."""
+
+    tokens: list[int]
+    rng: np.random.Generator
+    answer: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+class HfGenerator:
+    """Answers prompts with a loaded model."""
+
+    def __init__(self, chat: ChatModel, *, batch_size: int | None = None) -> None:
+        self.chat = chat
+        self.batch_size = batch_size or (CPU_BATCH if chat.device == "cpu" else GPU_BATCH)
+        self._end_tokens = end_tokens(chat)
+
+    def generate(
+        self, prompts: Sequence[Prompt], decoding: Decoding, *, seed: int, sample: int = 0, on_progress: OnProgress
+    ) -> list[Completion]:
+        """Answer each prompt once, in the order given; see `Generator`.
+
+        Raises:
+            DataError: A prompt is longer than the model's context leaves room for.
+            ModelError: Not even a single row fits memory.
+        """
+        rows = [
+            _Row(tokens, prompt_rng(seed, prompt.id, sample))
+            for prompt, tokens in zip(prompts, encode_prompts(self.chat, prompts, decoding.max_new_tokens), strict=True)
+        ]
+        waiting = sorted(rows, key=lambda row: -len(row.tokens))
+        while waiting:
+            batch = waiting[: self.batch_size]
+            if self._decoded(batch, decoding, on_progress):
+                del waiting[: len(batch)]
+            else:
+                self._halve()
+        answers = self.chat.tokenizer.batch_decode([row.answer for row in rows], skip_special_tokens=True)
+        return [
+            Completion(
+                prompt_id=prompt.id,
+                text=text,
+                n_tokens=len(row.answer),
+                finish_reason=FinishReason.STOP if row.ended else FinishReason.LENGTH,
+                sample=sample,
+            )
+            for prompt, row, text in zip(prompts, rows, answers, strict=True)
+        ]
+
+    def _decoded(self, batch: list[_Row], decoding: Decoding, on_progress: OnProgress) -> bool:
+        """Decode a batch; False when memory ran out, with the rows as they were but for spent randomness."""
+        states = [row.rng.bit_generator.state for row in batch]
+        reported = 0
+        try:
+            with torch.inference_mode():
+                for n_ended in self._decode(batch, decoding):
+                    reported += n_ended
+                    on_progress(n_ended)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            on_progress(-reported)
+            for row, state in zip(batch, states, strict=True):
+                row.answer, row.ended, row.rng.bit_generator.state = [], False, state
+            return False
+        return True
+
+    def _halve(self) -> None:
+        if self.batch_size == 1:
+            raise ModelError(
+                explain("not even one prompt fits in memory", remedy="lower max_new_tokens, or use a larger device")
+            )
+        self.batch_size //= 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _decode(self, batch: list[_Row], decoding: Decoding) -> Iterator[int]:
+        """Fill each row's answer; yields how many rows ended at each token."""
+        model, device = self.chat.model, self.chat.device
+        cache, mask, positions, logits = self._prefill(batch)
+        active = batch
+        for _ in range(decoding.max_new_tokens):
+            chosen = _choose(logits, active, decoding)
+            ended = 0
+            for row, token in zip(active, chosen, strict=True):
+                if row.ended:
+                    continue
+                if token in self._end_tokens:
+                    row.ended = True
+                    ended += 1
+                else:
+                    row.answer.append(token)
+            keep = [place for place, row in enumerate(active) if not row.ended]
+            at_limit = not keep or len(active[keep[0]].answer) == decoding.max_new_tokens
+            yield ended + (len(keep) if at_limit else 0)
+            if at_limit:
+                return
+            if len(keep) <= COMPACT_SHARE * len(active):
+                picked = torch.tensor(keep, device=device)
+                cache.batch_select_indices(picked)
+                mask, positions = mask[picked], positions[picked]
+                active = [active[place] for place in keep]
+                chosen = [chosen[place] for place in keep]
+            mask = torch.cat([mask, mask.new_ones((len(active), 1))], dim=1)
+            positions = positions + 1
+            output = model(
+                input_ids=torch.tensor(chosen, device=device).unsqueeze(1),
+                attention_mask=mask,
+                position_ids=positions.unsqueeze(1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = output.logits[:, -1]
+
+    def _prefill(self, batch: list[_Row]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the prompts; returns cache, mask (rows, columns), each row's last position, next-token logits."""
+        model, device = self.chat.model, self.chat.device
+        cache = growing_cache(model.config)
+        shared = self._shared_prefix(batch)
+        if shared:
+            prefix = torch.tensor([batch[0].tokens[:shared]], device=device)
+            model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(batch))
+        width = max(len(row.tokens) for row in batch) - shared
+        pads = [width - (len(row.tokens) - shared) for row in batch]
+        tokens = torch.tensor(
+            [[0] * pad + row.tokens[shared:] for pad, row in zip(pads, batch, strict=True)], device=device
+        )
+        columns = torch.arange(width, device=device).unsqueeze(0)
+        real = columns >= torch.tensor(pads, device=device).unsqueeze(1)
+        mask = torch.cat([real.new_ones((len(batch), shared)), real], dim=1).long()
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        output = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions[:, shared:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cache, mask, positions[:, -1], output.logits[:, -1]
+
+    def _shared_prefix(self, batch: list[_Row]) -> int:
+        """Length of the tokens that all prompts of a batch begin with, at least one being left to each row."""
+        first, last = min(row.tokens for row in batch), max(row.tokens for row in batch)
+        limit = min(len(row.tokens) for row in batch) - 1
+        shared = next((i for i in range(limit) if first[i] != last[i]), limit)
+        # Padding comes after the prefix, so its columns are not contiguous: a sliding window would miscount.
+        return shared if len(batch) > 1 and has_only_full_attention(self.chat.model.config) else 0
+
+
+def encode_chat(chat: ChatModel, messages: Sequence[Message]) -> list[int]:
+    """Tokens of a conversation under the model's chat template, up to where the assistant is to speak."""
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    text = chat.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode_prompts(chat: ChatModel, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
+    """Tokens of every prompt, checked against the model's context before any time is spent.
+
+    Raises:
+        DataError: A prompt and its answer would not fit; the longest is named.
+    """
+    encoded = [encode_chat(chat, prompt.messages) for prompt in prompts]
+    room = getattr(chat.model.config, "max_position_embeddings", None)
+    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
+    if room is not None and longest is not None and len(encoded[longest]) + max_new_tokens > room:
+        raise DataError(
+            explain(
+                f"prompt '{prompts[longest].id}' does not fit the model's context",
+                got=f"{len(encoded[longest])} tokens and {max_new_tokens} new ones",
+                expected=f"at most {room} together",
+                remedy="shorten or remove the prompt, or lower decoding.max_new_tokens",
+            )
+        )
+    return encoded
+
+
+def _choose(logits: torch.Tensor, rows: Sequence[_Row], decoding: Decoding) -> list[int]:
+    """Pick each row's next token from logits (rows, vocabulary): the largest, or one drawn by the row's own rng."""
+    if not decoding.do_sample:
+        return logits.argmax(dim=-1).tolist()
+    probabilities = torch.softmax(logits.float() / decoding.temperature, dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    cumulative = ordered.double().cumsum(dim=-1)
+    # Nucleus (Holtzman et al. 2020): the fewest most likely tokens whose probability reaches top_p.
+    kept = cumulative - ordered < decoding.top_p
+    total = (ordered * kept).double().sum(dim=-1)
+    draws = torch.tensor([row.rng.random() for row in rows], dtype=torch.float64, device=logits.device)
+    place = (cumulative < (draws * total).unsqueeze(1)).sum(dim=-1)
+    place = place.clamp(max=kept.sum(dim=-1) - 1)
+    return order.gather(1, place.unsqueeze(1)).squeeze(1).tolist()
+
+
+def end_tokens(chat: ChatModel) -> frozenset[int]:
+    """The tokens that end an answer: those of the generation config and the tokenizer."""
+    configured = chat.model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*listed, chat.tokenizer.eos_token_id] if token is not None)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text

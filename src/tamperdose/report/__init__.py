@@ -1,0 +1,1 @@
+"""Tables and figures, drawn from a finished run's files alone."""

@@ -1,0 +1,67 @@
+"""What a figure says below itself: what its numbers are and how far they can be trusted."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from tamperdose.report.select import common_settings, list_arms, metric_rows
+from tamperdose.run.schema import column, keep_rows
+
+MEANINGS = {
+    "RRR": "RRR = refusals / judged harmful prompts; higher is safer.",
+    "CE": "CE = 1 - RRR = compliance + degenerate answers, as shares of judged harmful prompts.",
+    "RD": "RD = median over prompts of 1 - cos(SBERT(base answer), SBERT(tampered answer)); 0 at dose 0.",
+}
+"""One line of definition for each metric that has a figure."""
+
+
+def caption(frame: pd.DataFrame, metric: str) -> str:
+    """Say what a metric's numbers are: definition, n, templates, interval, scope, judge, settings all arms share."""
+    rows = metric_rows(frame, metric)
+    judges = [judge for judge in column(rows, "judge").unique() if judge]
+    settings = common_settings(list_arms(frame))
+    parts = [
+        MEANINGS[metric],
+        _counts(rows),
+        _intervals(rows),
+        f"Judge: {', '.join(judges)}." if judges else "",
+        f"Settings: {settings}." if settings else "",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _counts(rows: pd.DataFrame) -> str:
+    n, templates, effective = (_range(column(rows, name)) for name in ("n", "n_templates", "n_effective"))
+    unreadable = max((int(count) for count in column(rows, "n_unreadable").dropna()), default=0)
+    return _sentence(
+        [
+            f"n = {n} prompts" if n else "",
+            f"{templates} templates" if templates else "",
+            f"effective n {effective}" if effective else "",
+            f"up to {unreadable} unreadable left out" if unreadable else "",
+        ]
+    )
+
+
+def _intervals(rows: pd.DataFrame) -> str:
+    bounded = keep_rows(rows, column(rows, "low").notna() & column(rows, "high").notna())
+    if bounded.empty:
+        return "No interval is defined."
+    levels = "/".join(f"{100 * level:g}" for level in sorted(column(bounded, "level").dropna().unique()))
+    methods, scopes = (
+        ", ".join(dict.fromkeys(text for text in column(bounded, name) if text)) for name in ("method", "scope")
+    )
+    return _sentence([f"Intervals: {levels} %", methods, f"scope {scopes}" if scopes else ""])
+
+
+def _range(values: pd.Series) -> str:
+    known = [float(value) for value in values.dropna()]
+    if not known:
+        return ""
+    low, high = f"{min(known):.4g}", f"{max(known):.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    kept = [part for part in parts if part]
+    return ", ".join(kept) + "." if kept else ""

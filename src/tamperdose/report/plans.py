@@ -1,0 +1,76 @@
+"""Plans, checks and status as text for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tamperdose.report.text import printable
+
+
+def print_plan(described: Mapping[str, Any]) -> None:
+    """Print arms and doses, then what each model will cost."""
+    console = _console()
+    prompts = ", ".join(f"{count} {subset}" for subset, count in described["prompts"].items())
+    console.print(f"study {described['study']}: {prompts} prompts", markup=False)
+    arms = Table("arm", "doses, optimizer steps", "done", box=None, pad_edge=False)
+    for arm in described["arms"]:
+        done = f"{len(arm['doses_done'])} of {len(arm['doses'])}"
+        arms.add_row(printable(arm["arm"]), " ".join(map(str, arm["doses"])), done)
+    console.print(arms)
+    columns = ("model", "parameters", "training FLOPs", "generation FLOPs", "memory", "disk", "time left here")
+    costs = Table(*columns, box=None, pad_edge=False)
+    for cost in described["costs"]:
+        costs.add_row(
+            printable(cost["model"]),
+            _scaled(cost["params_b"], "{:.3g} B"),
+            _scaled(cost["training_flops"], "{:.2g}"),
+            _scaled(cost["generation_flops"], "{:.2g}"),
+            _bytes(cost["memory_bytes"]),
+            _bytes(cost["disk_bytes"]),
+            "-" if cost["seconds"] is None else _duration(cost["seconds"]),
+        )
+    console.print(costs)
+    console.print("Estimates: from text lengths and the device's measured matrix-product rate; '-' is not known.")
+
+
+def print_checks(checks: Sequence[Mapping[str, str]]) -> None:
+    """Print one line per check."""
+    table = Table("check", "state", "detail", box=None, pad_edge=False)
+    for line in checks:
+        table.add_row(printable(line["check"]), line["state"], printable(line["detail"]))
+    _console().print(table)
+
+
+def print_status(described: Mapping[str, Any]) -> None:
+    """Print each arm's doses done and left."""
+    console = _console()
+    state = "finished" if described["finished"] else "not finished: run the same command again to go on"
+    console.print(f"study {described['study']}: {state}", markup=False)
+    table = Table("arm", "doses done", "doses left", box=None, pad_edge=False)
+    for arm in described["arms"]:
+        done, left = (" ".join(map(str, arm[name])) or "none" for name in ("doses_done", "doses_left"))
+        table.add_row(printable(arm["arm"]), done, left)
+    console.print(table)
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
+
+
+def _scaled(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

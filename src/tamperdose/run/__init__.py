@@ -1,0 +1,1 @@
+"""Planning, the ledger, the stages and their execution."""

@@ -1,0 +1,151 @@
+"""What the stages need from a model under test, for each engine: give it refusals, attack it, let it answer."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+from tamperdose.models.generator import Generator
+from tamperdose.records import Checkpoint, Dose
+from tamperdose.run.plan import ArmPlan, Data, ModelPlan
+from tamperdose.study import HfEngine, ScriptedEngine, Study
+
+OnStep = Callable[[int, float], None]
+
+
+class Backend(Protocol):
+    """A model under test. Loads what it needs when it is first needed."""
+
+    def defend(self, data: Data, *, folder: Path, on_step: OnStep) -> Path | None:
+        """Train the study's defence; returns the adapter's file, or None when nothing is to be kept."""
+        ...
+
+    def use_defence(self, adapter: Path) -> None:
+        """Make the defended model the base of everything that follows."""
+        ...
+
+    def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
+        """Run an arm's trajectory, yielding the checkpoint at each dose; resumes in `folder`."""
+        ...
+
+    def generator(self, checkpoint: Checkpoint | None) -> AbstractContextManager[Generator]:
+        """Give the engine for a checkpoint, or for the base; the base is exactly restored afterwards."""
+        ...
+
+
+def open_backend(study: Study, plan: ModelPlan) -> Backend:
+    """Make the backend of a model; nothing is loaded yet."""
+    if isinstance(study.engine, ScriptedEngine):
+        return ScriptedBackend(study.engine, batch_size=study.attack.batch_size)
+    return HfBackend(study.engine, plan)
+
+
+class HfBackend:
+    """A transformers model, loaded when first used."""
+
+    def __init__(self, engine: HfEngine, plan: ModelPlan) -> None:
+        from tamperdose.models.load import ChatModel
+
+        self.engine, self.plan = engine, plan
+        self._chat: ChatModel | None = None
+        self._defence: Path | None = None
+
+    @property
+    def chat(self):
+        """The loaded model, with its defence merged."""
+        from tamperdose.errors import ModelError
+        from tamperdose.models.load import load_model
+        from tamperdose.models.lora import merge
+
+        if self._chat is None:
+            if self.plan.source is None:
+                raise ModelError(f"{self.plan.spec.id}: no weights were found")
+            chat = load_model(self.plan.spec, self.plan.source, device=self.plan.device, dtype=self.plan.dtype)
+            if self._defence is not None:
+                merge(chat.model, self._defence)
+            self._chat = chat
+        return self._chat
+
+    def defend(self, data: Data, *, folder: Path, on_step: OnStep) -> Path | None:
+        """Train refusals in; see `tamperdose.defences.refusal_tuning`."""
+        from tamperdose.defences.refusal_tuning import tune_refusals
+
+        defence = self.plan.spec.defence
+        if defence is None:
+            return None
+        checkpoint = tune_refusals(
+            self.chat,
+            defence,
+            harmful=data.defences[defence.harmful],
+            benign=data.defences[defence.benign],
+            folder=folder,
+            on_step=on_step,
+        )
+        return None if checkpoint.adapter is None else Path(checkpoint.adapter)
+
+    def use_defence(self, adapter: Path) -> None:
+        """Merge the defence's adapter for good, now or when the model is loaded."""
+        from tamperdose.models.lora import merge
+
+        self._defence = adapter
+        if self._chat is not None:
+            merge(self._chat.model, adapter)
+
+    def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
+        """Train the arm's adapter."""
+        return arm.attack.run(self.chat, data.attack, doses=arm.doses, folder=folder, on_step=on_step)
+
+    @contextmanager
+    def generator(self, checkpoint: Checkpoint | None) -> Iterator[Generator]:
+        """Merge the checkpoint's adapter while the block runs."""
+        from tamperdose.models.hf import HfGenerator
+        from tamperdose.models.lora import merged
+
+        batch_size = None if self.engine.batch_size == "auto" else self.engine.batch_size
+        adapter = None if checkpoint is None or checkpoint.adapter is None else Path(checkpoint.adapter)
+        with merged(self.chat.model, adapter):
+            yield HfGenerator(self.chat, batch_size=batch_size)
+
+
+class ScriptedBackend:
+    """The fake model: nothing is trained, and its refusals fall with the dose as the study says."""
+
+    def __init__(self, engine: ScriptedEngine, *, batch_size: int) -> None:
+        self.engine, self.batch_size = engine, batch_size
+
+    def defend(self, data: Data, *, folder: Path, on_step: OnStep) -> Path | None:
+        """Nothing to train."""
+        return None
+
+    def use_defence(self, adapter: Path) -> None:
+        """Nothing to merge."""
+
+    def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
+        """Yield checkpoints without weights."""
+        for steps in arm.doses:
+            on_step(steps, 0.0)
+            yield Checkpoint(Dose(steps, steps * self.batch_size, tokens=0, flops=0), adapter=None)
+
+    def generator(self, checkpoint: Checkpoint | None) -> AbstractContextManager[Generator]:
+        """The scripted generator at the checkpoint's dose."""
+        from tamperdose.models.scripted import ScriptedGenerator
+
+        steps = 0 if checkpoint is None else checkpoint.dose.steps
+        return nullcontext(ScriptedGenerator(self.engine, dose_steps=steps))
+
+
+def export_adapter(arm: ArmPlan, checkpoints: Iterable[Checkpoint], folder: Path) -> None:
+    """Keep tampered adapters, which the study asked for with a reason, in peft's own layout, one folder a dose."""
+    from peft import LoraConfig
+
+    from tamperdose.models.lora import load_adapter
+
+    for checkpoint in checkpoints:
+        if checkpoint.adapter is not None:
+            shape = load_adapter(Path(checkpoint.adapter))[1]
+            target = folder / f"step_{checkpoint.dose.steps:06d}"
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint.adapter, target / "adapter_model.safetensors")
+            config = LoraConfig(r=shape.lora_rank, lora_alpha=int(shape.lora_alpha), target_modules="all-linear")
+            config.save_pretrained(str(target))

@@ -1,0 +1,90 @@
+"""Everything about a study that can be said without loading a model, and how far a run has come."""
+
+from pathlib import Path
+from typing import Any
+
+from tamperdose.errors import RunError, explain
+from tamperdose.judges import JUDGE_NAMES
+from tamperdose.records import Subset
+from tamperdose.run.ledger import Ledger
+from tamperdose.run.local import missing_doses
+from tamperdose.run.manifest import read_manifest
+from tamperdose.run.plan import Plan, make_plan, read_data
+from tamperdose.study import Study, load_study
+
+NOT_CHECKED = "not checked"
+
+
+def run_checks(study_path: Path, overrides: list[str]) -> list[dict[str, str]]:
+    """Validate a study and everything it names; returns one line per thing checked, and what could not be.
+
+    Raises:
+        TamperdoseError: The first thing that is wrong.
+    """
+    study = load_study(study_path, overrides)
+    data = read_data(study, study_path)
+    plan = make_plan(study, data)
+    lines = [_line("study", "ok", f"{study.name}, digest {study.digest}")]
+    for subset in plan.subsets():
+        prompts = data.prompts[subset]
+        n_templates = len({prompt.template for prompt in prompts})
+        lines.append(_line(f"{subset} prompts", "ok", f"{len(prompts)} in {n_templates} templates"))
+    if Subset.BENIGN not in plan.subsets():
+        lines.append(_line("benign prompts", NOT_CHECKED, "none given: over-refusal will not be measured"))
+    lines.append(_line("attack data", "ok", f"{len(data.attack)} rows, disjoint from the evaluation prompts"))
+    lines += [_line("judge", "ok", name) for name in study.judges if name in JUDGE_NAMES]
+    lines += [line for model in plan.models for line in _model_lines(study, model)]
+    return lines
+
+
+def describe_status(run_dir: Path) -> dict[str, Any]:
+    """Say for each arm of a run which doses are done.
+
+    Raises:
+        RunError: Not a run's folder, or its study cannot be found any more.
+    """
+    manifest = read_manifest(run_dir)
+    study_path = manifest.get("study_path")
+    resolved = run_dir / "study.resolved.yaml"
+    if not isinstance(study_path, str) or not resolved.is_file():
+        raise RunError(explain(f"{run_dir} has no resolved study", expected="a folder written by tamperdose run"))
+    study = load_study(resolved)
+    limit = manifest.get("limit")
+    plan = make_plan(study, read_data(study, Path(study_path), limit=limit), limit=limit)
+    return {
+        "study": study.name,
+        "finished": (run_dir / "metrics.csv").is_file() and not _left(plan, run_dir),
+        "arms": _arms(plan, run_dir),
+    }
+
+
+def _arms(plan: Plan, run_dir: Path) -> list[dict[str, Any]]:
+    ledger = Ledger(run_dir / "ledger")
+    arms: list[dict[str, Any]] = []
+    for model in plan.models:
+        for arm in model.arms:
+            missing = missing_doses(plan, ledger, arm)
+            done = [steps for steps in arm.doses if steps not in missing]
+            arms.append({"arm": arm.id, "model": model.spec.label, "doses_done": done, "doses_left": missing})
+    return arms
+
+
+def _left(plan: Plan, run_dir: Path) -> bool:
+    return any(arm["doses_left"] for arm in _arms(plan, run_dir))
+
+
+def _model_lines(study: Study, model: Any) -> list[dict[str, str]]:
+    name = f"model {model.spec.label}"
+    if model.source is None:
+        return [_line(name, "ok", "scripted: nothing to load")]
+    if model.source.kind == "hub":
+        revision = model.spec.revision or "main (not pinned)"
+        return [
+            _line(name, NOT_CHECKED, f"hub id {model.spec.id}, revision {revision}: looked up when it is loaded"),
+            _line(f"{name}, chat template", NOT_CHECKED, "needs the tokenizer"),
+        ]
+    return [_line(name, "ok", f"{model.source.kind} at {model.source.location}, {model.dtype} on {model.device}")]
+
+
+def _line(what: str, state: str, detail: str) -> dict[str, str]:
+    return {"check": what, "state": state, "detail": detail}

@@ -1,0 +1,104 @@
+"""The ledger: what has been done, as files whose names are digests of everything they were made from.
+
+An entry is a payload, `<stage>/<key><suffix>`, and a record beside it, `<stage>/<key>.json`, written last, which
+holds the payload's SHA-256 and what went in. An entry counts only when its record is there and the payload's bytes
+match: a run that was killed, or a file that was damaged, makes that one stage run again and nothing else.
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tamperdose.errors import RunError, explain
+from tamperdose.files import digest, sha256_file, write_atomic, write_json
+
+SCHEMA = 1
+"""Version of the stages' code and files: part of every key, raised when a stage's output may change."""
+
+
+def stage_key(stage: str, inputs: Mapping[str, Any]) -> str:
+    """Key of a stage's output: digest of the stage's name, its inputs and the schema version."""
+    return digest({"stage": stage, "schema": SCHEMA, "inputs": inputs})
+
+
+class Ledger:
+    """A folder of finished stages."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, stage: str, key: str) -> Path | None:
+        """The payload of a finished stage; None when it is not done, or its bytes are not those recorded."""
+        record = self.record(stage, key)
+        if record is None:
+            return None
+        payload = self.root / stage / str(record["payload"])
+        if not payload.is_file() or sha256_file(payload) != record["sha256"]:
+            return None
+        return payload
+
+    def record(self, stage: str, key: str) -> dict[str, Any] | None:
+        """What is known of a finished stage, even when its payload was removed on purpose."""
+        try:
+            record = json.loads((self.root / stage / f"{key}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) and record.get("key") == key else None
+
+    def put(
+        self, stage: str, key: str, write: Callable[[Path], None], *, suffix: str, inputs: Mapping[str, Any]
+    ) -> Path:
+        """Have `write` make the payload, then record it.
+
+        Raises:
+            RunError: The disk is full or the folder cannot be written; finished entries are untouched.
+        """
+        payload = write_atomic(self.root / stage / f"{key}{suffix}", write)
+        record = {"key": key, "inputs": inputs, "payload": payload.name, "sha256": sha256_file(payload)}
+        write_json(self.root / stage / f"{key}.json", record)
+        return payload
+
+    def scratch(self, stage: str, key: str) -> Path:
+        """A folder for work in progress, kept until `discard`."""
+        return self.root / "scratch" / f"{stage}-{key}"
+
+    def discard(self, stage: str, key: str) -> None:
+        """Remove the work in progress of a finished stage."""
+        shutil.rmtree(self.scratch(stage, key), ignore_errors=True)
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder: a second driver on it is refused. The lock goes with the process, however it ends.
+
+    Raises:
+        RunError: Another process holds it, or the folder cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        stream = (run_dir / ".lock").open("a")
+    except OSError as error:
+        raise RunError(
+            explain(
+                f"cannot write to {run_dir}",
+                got=error.strerror or str(error),
+                expected="a folder that can be written",
+                remedy="choose another folder with -o DIR",
+            )
+        ) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                explain(
+                    f"{run_dir} is in use",
+                    got="another tamperdose process is running this study there",
+                    remedy="wait for it, or choose another folder with -o DIR",
+                )
+            ) from error
+        yield

@@ -1,0 +1,195 @@
+"""Runs a plan in this process, stage by stage. The ledger says what is done already; results are written last."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tamperdose.files import write_json
+from tamperdose.records import Checkpoint, Subset
+from tamperdose.run.backends import Backend, export_adapter, open_backend
+from tamperdose.run.ledger import Ledger, locked
+from tamperdose.run.manifest import check_folder, write_manifest
+from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
+from tamperdose.run.progress import Reporter
+from tamperdose.run.results import write_results
+from tamperdose.run.stages import file_defence, file_dose, generate, read_dose
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run under way."""
+
+    plan: Plan
+    """What is to be done."""
+    run_dir: Path
+    """Where the results go."""
+    ledger: Ledger
+    """What is done."""
+    reporter: Reporter
+    """Says how far it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One file of completions to be had: a state of the model, a subset, and how to decode."""
+
+    subset: Subset
+    """The prompts."""
+    key: str
+    """The ledger's key of the completions."""
+    sample: int = 0
+    """0, or 1 and 2 for the two samples behind RD_floor."""
+
+
+def run_plan(plan: Plan, run_dir: Path, *, reporter: Reporter, study_path: Path | None = None) -> Path:
+    """Run everything in a plan that is not done, then write the results; returns the path of `metrics.csv`.
+
+    Raises:
+        RunError: The folder holds another study, is in use or cannot be written; a stage failed.
+    """
+    with locked(run_dir):
+        check_folder(run_dir, plan.study.name)
+        session = Session(plan, run_dir, Ledger(run_dir / "ledger"), reporter)
+        write_manifest(run_dir, plan, study_path)
+        reporter.expect(count_stages(session.plan, session.ledger))
+        for model in plan.models:
+            _run_model(session, model)
+        metrics = write_results(plan, session.ledger, run_dir, reporter=reporter)
+        _write_timings(session)
+    return metrics
+
+
+def count_stages(plan: Plan, ledger: Ledger) -> int:
+    """How many stages with progress of their own a run would go through now; judging at the end is one."""
+    count = 1
+    for model in plan.models:
+        count += sum(not _done(ledger, draw) for draw in base_draws(plan, model))
+        count += model.spec.defence is not None and ledger.find("defend", model.key) is None
+        for arm in model.arms:
+            missing = missing_doses(plan, ledger, arm)
+            count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+    return count
+
+
+def base_draws(plan: Plan, model: ModelPlan) -> list[Draw]:
+    """What is generated with the untampered model: each subset, and the two samples behind RD_floor."""
+    seed = plan.study.seeds[0]
+    draws = [
+        Draw(subset, plan.completions_key(model.key, subset, plan.study.decoding, seed=seed))
+        for subset in plan.subsets()
+    ]
+    if plan.study.rd_floor:
+        for sample in (1, 2):
+            key = plan.completions_key(model.key, Subset.HARMFUL, plan.floor_decoding(), seed=seed, sample=sample)
+            draws.append(Draw(Subset.HARMFUL, key, sample))
+    return draws
+
+
+def dose_draws(plan: Plan, arm: ArmPlan, steps: int) -> list[Draw]:
+    """What is generated at one dose of an arm."""
+    origin, seed = checkpoint_key(arm, steps), arm.attack.seed
+    return [
+        Draw(subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed)) for subset in plan.subsets()
+    ]
+
+
+def missing_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
+    """The doses of an arm at which something is still to be generated or recorded."""
+    return [
+        steps
+        for steps in arm.doses
+        if read_dose(ledger, arm, steps) is None or any(True for _ in _missing(plan, ledger, arm, steps))
+    ]
+
+
+def _missing(plan: Plan, ledger: Ledger, arm: ArmPlan, steps: int) -> Iterator[Draw]:
+    return (draw for draw in dose_draws(plan, arm, steps) if not _done(ledger, draw))
+
+
+def _done(ledger: Ledger, draw: Draw) -> bool:
+    return ledger.find("generate", draw.key) is not None
+
+
+def _run_model(session: Session, model: ModelPlan) -> None:
+    backend = open_backend(session.plan.study, model)
+    _defend(session, model, backend)
+    for draw in base_draws(session.plan, model):
+        _generate(session, draw, backend, where=f"{model.spec.label}: dose 0")
+    for arm in model.arms:
+        _run_arm(session, arm, backend)
+
+
+def _defend(session: Session, model: ModelPlan, backend: Backend) -> None:
+    defence, ledger = model.spec.defence, session.ledger
+    if defence is None:
+        return
+    adapter = ledger.find("defend", model.key)
+    if adapter is None:
+        folder = ledger.scratch("defend", model.key)
+        with session.reporter.timed(f"{model.spec.label}: refusal tuning, steps", defence.steps) as advance:
+            trained = backend.defend(session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
+        adapter = None if trained is None else file_defence(ledger, model.key, trained)
+        ledger.discard("defend", model.key)
+    if adapter is not None:
+        backend.use_defence(adapter)
+
+
+def _run_arm(session: Session, arm: ArmPlan, backend: Backend) -> None:
+    plan, ledger = session.plan, session.ledger
+    keep_in = session.run_dir / "adapters" / arm.id if plan.study.keep_adapters else None
+    missing = missing_doses(plan, ledger, arm)
+    if missing or (keep_in is not None and not keep_in.exists()):
+        checkpoints = _attack(session, arm, backend)
+        for steps in missing:
+            for draw in dose_draws(plan, arm, steps):
+                _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoints[steps])
+        if keep_in is not None:
+            export_adapter(arm, checkpoints.values(), keep_in)
+    # Tampered weights go once they are measured; after a kill, here on the next run.
+    ledger.discard("attack", arm.key)
+
+
+def _attack(session: Session, arm: ArmPlan, backend: Backend) -> dict[int, Checkpoint]:
+    folder = session.ledger.scratch("attack", arm.key)
+    checkpoints: dict[int, Checkpoint] = {}
+    with session.reporter.timed(f"{arm.id}: attack, steps", arm.doses[-1]) as advance:
+        steps = backend.attack(arm, session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
+        for checkpoint in steps:
+            file_dose(session.ledger, arm, checkpoint.dose, checkpoint.mean_loss)
+            checkpoints[checkpoint.dose.steps] = checkpoint
+    return checkpoints
+
+
+def _generate(
+    session: Session, draw: Draw, backend: Backend, *, where: str, checkpoint: Checkpoint | None = None
+) -> None:
+    if _done(session.ledger, draw):
+        return
+    plan = session.plan
+    prompts = plan.data.prompts[draw.subset]
+    kind = f"sample {draw.sample} at T = 0.7" if draw.sample else f"{draw.subset.value} prompts"
+    with (
+        session.reporter.timed(f"{where}, {kind}", len(prompts)) as advance,
+        backend.generator(checkpoint) as generator,
+    ):
+        generate(
+            session.ledger,
+            draw.key,
+            generator,
+            prompts,
+            plan.floor_decoding() if draw.sample else plan.study.decoding,
+            seed=plan.study.seeds[0],
+            sample=draw.sample,
+            on_progress=advance,
+        )
+
+
+def _write_timings(session: Session) -> None:
+    """Add this process's seconds to `timings.json`: clock values, outside what a resumed run reproduces."""
+    path = session.run_dir / "timings.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = []
+    write_json(path, [*(before if isinstance(before, list) else []), session.reporter.timings])

@@ -1,0 +1,132 @@
+"""Where a run's numbers come from: the resolved study, versions, commit, and the hashes of its data."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tamperdose import __version__
+from tamperdose.errors import RunError, explain
+from tamperdose.files import write_json, write_text
+from tamperdose.run.plan import ModelPlan, Plan
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "sentence-transformers", "numpy", "scipy", "statsmodels")
+"""Packages whose version may change a number."""
+
+
+def check_folder(run_dir: Path, study_name: str) -> None:
+    """Refuse a folder that holds another study's results.
+
+    Raises:
+        RunError: It does, or what it holds cannot be told.
+    """
+    path = run_dir / "manifest.json"
+    if not path.exists():
+        return
+    manifest = read_manifest(run_dir)
+    if manifest.get("study") != study_name:
+        raise RunError(
+            explain(
+                f"{run_dir} holds another study's results",
+                got=f"'{manifest.get('study')}'",
+                expected=f"an empty folder, or one of '{study_name}'",
+                remedy="choose another folder with -o DIR",
+            )
+        )
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """Read a run's manifest.
+
+    Raises:
+        RunError: There is none, or it is damaged.
+    """
+    path = run_dir / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(
+            explain(f"{run_dir} is not a run's folder", got="no manifest.json", expected="the -o folder of a run")
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RunError(
+            explain(f"cannot read {path}", got=str(error), remedy="run the study again; finished stages are kept")
+        ) from error
+    if not isinstance(manifest, dict):
+        raise RunError(explain(f"{path} is not a manifest", got=type(manifest).__name__, expected="a JSON object"))
+    return manifest
+
+
+def write_manifest(run_dir: Path, plan: Plan, study_path: Path | None) -> None:
+    """Write `study.resolved.yaml` and `manifest.json`; nothing in them comes from the clock."""
+    resolved = plan.study.model_dump(mode="json")
+    write_text(run_dir / "study.resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    commit, dirty = git_state(Path(__file__).parent)
+    write_json(
+        run_dir / "manifest.json",
+        {
+            "study": plan.study.name,
+            "study_path": None if study_path is None else str(study_path.resolve()),
+            "study_digest": plan.study.digest,
+            "headline_judge": plan.study.judges[0],
+            "judges": list(plan.study.judges),
+            "tamperdose": __version__,
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "packages": {name: _version(name) for name in PACKAGES},
+            "data_sha256": dict(plan.data.sha256),
+            "n_prompts": {subset.value: len(prompts) for subset, prompts in plan.data.prompts.items()},
+            "decoding": plan.study.decoding.model_dump(mode="json"),
+            "models": [_model(model) for model in plan.models],
+            "limit": plan.limit,
+            "keep_adapters": plan.study.keep_adapters,
+            "keep_adapters_reason": plan.study.keep_adapters_reason,
+        },
+    )
+
+
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of the checkout a folder lies in, and whether it has uncommitted changes; None outside one."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return commit, None if status is None else bool(status)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+            ["git", "-C", str(folder), *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _model(model: ModelPlan) -> dict[str, Any]:
+    return {
+        "name": model.spec.label,
+        "id": model.spec.id,
+        "identity": dict(model.source.identity) if model.source else None,
+        "device": model.device.split(":")[0],
+        "dtype": model.dtype,
+        "quantization": model.spec.quantization,
+        "key": model.key,
+        "arms": {arm.id: arm.key for arm in model.arms},
+    }

@@ -1,0 +1,235 @@
+"""From a study to what must be done: prompts read and checked, arms, doses and the keys of every stage.
+
+Making a plan loads no model. A key names everything its output depends on, so a changed setting re-runs exactly
+what depends on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tamperdose.attacks.attack import Attack
+from tamperdose.attacks.lora import LoraAttack
+from tamperdose.data.examples import load_examples, training_texts
+from tamperdose.data.overlap import require_disjoint
+from tamperdose.data.prompts import load_prompts
+from tamperdose.data.sources import examples_path, prompts_path
+from tamperdose.errors import ModelError, explain
+from tamperdose.files import digest, sha256_file
+from tamperdose.models.load import ModelSource, find_model, pick_device, pick_dtype
+from tamperdose.records import Example, Prompt, Subset
+from tamperdose.run.ledger import stage_key
+from tamperdose.study import Decoding, HfEngine, ModelSpec, Study, default_alpha, find_source
+
+FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0}
+"""How the two samples of the base behind RD_floor are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """All texts of a study, read and checked."""
+
+    prompts: Mapping[Subset, tuple[Prompt, ...]]
+    """Prompts to measure on."""
+    attack: tuple[Example, ...]
+    """The attack's training rows."""
+    defences: Mapping[str, tuple[Example, ...]]
+    """Training rows of the defences, by source as written in the study."""
+    sha256: Mapping[str, str]
+    """SHA-256 of every file read, by source as written in the study."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmPlan:
+    """One attack trajectory on one model."""
+
+    id: str
+    """Readable and unique: the name of its folder under `outputs`."""
+    key: str
+    """Digest of everything the trajectory depends on but the doses, which are points on it."""
+    attack: Attack
+    """The attack's settings."""
+    doses: tuple[int, ...]
+    """Optimizer steps, increasing, without 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """One model with its defence and its arms."""
+
+    spec: ModelSpec
+    """From the study."""
+    source: ModelSource | None
+    """Where its files are; None for the scripted engine."""
+    device: str
+    """`cpu`, `cuda`, ...; `none` for the scripted engine."""
+    dtype: str
+    """The dtype it is loaded in."""
+    key: str
+    """Digest of the weights at dose 0: the model, its dtype and its defence."""
+    arms: tuple[ArmPlan, ...]
+    """Its trajectories."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything a run does."""
+
+    study: Study
+    """The study."""
+    data: Data
+    """Its texts."""
+    models: tuple[ModelPlan, ...]
+    """Its models and arms."""
+    limit: int | None = None
+    """Only the first so many prompts of each subset, for a quick look; None for all."""
+
+    def subsets(self) -> list[Subset]:
+        """The subsets there are prompts for."""
+        return [subset for subset in Subset if self.data.prompts.get(subset)]
+
+    def floor_decoding(self) -> Decoding:
+        """The decoding of the samples behind RD_floor."""
+        return self.study.decoding.model_copy(update=FLOOR_DECODING)
+
+    def completions_key(self, origin: str, subset: Subset, decoding: Decoding, *, seed: int, sample: int = 0) -> str:
+        """Key of the answers of one model state (a base's key or a checkpoint's) to one subset."""
+        inputs: dict[str, Any] = {
+            "origin": origin,
+            "engine": _engine_identity(self.study),
+            "prompts": [
+                [prompt.id, [asdict(turn) for turn in prompt.messages]] for prompt in self.data.prompts[subset]
+            ],
+            "decoding": decoding.model_dump(mode="json"),
+            "sample": sample,
+        }
+        if decoding.do_sample or self.study.engine.kind == "scripted":
+            inputs["seed"] = seed
+        return stage_key("generate", inputs)
+
+
+def read_data(study: Study, study_path: Path | None, *, limit: int | None = None) -> Data:
+    """Read prompts and examples, and refuse data that trains on what is measured.
+
+    Raises:
+        DataError: A file that cannot be used, or training rows that overlap the evaluation prompts.
+    """
+    sources = {Subset.HARMFUL: study.prompts.harmful, Subset.BENIGN: study.prompts.benign}
+    sha256: dict[str, str] = {}
+    prompts: dict[Subset, tuple[Prompt, ...]] = {}
+    for subset, source in sources.items():
+        if source is not None:
+            found = find_source(source, study_path)
+            prompts[subset] = tuple(load_prompts(found, subset=subset))[:limit]
+            sha256[source] = sha256_file(prompts_path(found))
+    wanted = {study.attack.data}
+    for model in study.models:
+        if model.defence is not None:
+            wanted |= {model.defence.harmful, model.defence.benign}
+    examples: dict[str, tuple[Example, ...]] = {}
+    evaluated = [prompt for part in prompts.values() for prompt in part]
+    for source in sorted(wanted):
+        found = find_source(source, study_path)
+        examples[source] = tuple(load_examples(found))
+        sha256[source] = sha256_file(examples_path(found))
+        require_disjoint(training_texts(examples[source]), evaluated)
+    return Data(prompts=prompts, attack=examples[study.attack.data], defences=examples, sha256=sha256)
+
+
+def make_plan(study: Study, data: Data, *, limit: int | None = None) -> Plan:
+    """Lay out models, arms and doses.
+
+    Raises:
+        ModelError: A model's path does not exist, or the device asked for is not there.
+    """
+    return Plan(
+        study=study, data=data, models=tuple(_plan_model(study, data, spec) for spec in study.models), limit=limit
+    )
+
+
+def checkpoint_key(arm: ArmPlan, steps: int) -> str:
+    """Key of the model state at a dose of an arm."""
+    return digest([arm.key, steps])
+
+
+def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
+    source, device, dtype = None, "none", "none"
+    if isinstance(study.engine, HfEngine):
+        source = find_model(spec)
+        device = pick_device(study.engine)
+        dtype = pick_dtype(spec, device)
+        _require_supported(spec, device)
+    inputs = {
+        "weights": dict(source.identity) if source else {"scripted": spec.id},
+        "device": device.split(":")[0],
+        "dtype": dtype,
+        "quantization": spec.quantization,
+        "defence": None if spec.defence is None else spec.defence.model_dump(mode="json"),
+        "defence_data": []
+        if spec.defence is None
+        else [
+            _rows(data.defences[spec.defence.harmful]),
+            _rows(data.defences[spec.defence.benign]),
+        ],
+    }
+    key = stage_key("base", inputs)
+    return ModelPlan(spec, source, device, dtype, key, tuple(_plan_arms(study, data, spec, key)))
+
+
+def _plan_arms(study: Study, data: Data, spec: ModelSpec, base_key: str) -> list[ArmPlan]:
+    attack = study.attack
+    grid = product(attack.lora_rank, attack.learning_rate, attack.n_examples, study.seeds)
+    return [
+        _plan_arm(
+            LoraAttack(
+                lora_rank=lora_rank,
+                lora_alpha=default_alpha(attack.lora_alpha, lora_rank),
+                learning_rate=learning_rate,
+                n_examples=None if n_examples is None else min(n_examples, len(data.attack)),
+                batch_size=attack.batch_size,
+                warmup_steps=attack.warmup_steps,
+                max_length=attack.max_length,
+                seed=seed,
+            ),
+            model=spec.label,
+            base_key=base_key,
+            data=data,
+            doses=attack.doses,
+        )
+        for lora_rank, learning_rate, n_examples, seed in grid
+    ]
+
+
+def _plan_arm(attack: LoraAttack, *, model: str, base_key: str, data: Data, doses: tuple[int, ...]) -> ArmPlan:
+    key = stage_key("attack", {"base": base_key, "attack": attack.identity(), "data": _rows(data.attack)})
+    count = "" if attack.n_examples is None else f"-n{attack.n_examples}"
+    settings = f"r{attack.lora_rank}-lr{attack.learning_rate:g}{count}-s{attack.seed}"
+    return ArmPlan(f"{_slug(model)}-{attack.kind}-{settings}", key, attack, doses)
+
+
+def _require_supported(spec: ModelSpec, device: str) -> None:
+    """Refuse settings that could only fail hours later."""
+    if spec.quantization is not None and not device.startswith("cuda"):
+        raise ModelError(
+            explain(
+                f"{spec.id}: quantization {spec.quantization} cannot be used here",
+                got=f"device {device}",
+                expected="a CUDA device",
+                remedy="run on a GPU machine, or --set models.0.quantization=null",
+            )
+        )
+
+
+def _rows(examples: Sequence[Example]) -> str:
+    return digest([asdict(example) for example in examples])
+
+
+def _engine_identity(study: Study) -> dict[str, Any]:
+    # Batch size and device name change speed, not answers; the device's kind is part of the base's key.
+    return {"kind": "hf"} if isinstance(study.engine, HfEngine) else study.engine.model_dump(mode="json")
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip(".") or "model"

@@ -1,0 +1,185 @@
+"""From the ledger to the files people read: metrics.csv, metrics.json and outputs/<arm>/<dose>.csv."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tamperdose.errors import RunError, explain
+from tamperdose.files import write_csv, write_json
+from tamperdose.models.flops import n_parameters
+from tamperdose.models.load import find_architecture
+from tamperdose.records import Dose, Subset
+from tamperdose.run.ledger import Ledger
+from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
+from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
+from tamperdose.run.progress import Advance, Reporter
+from tamperdose.run.schema import METRIC_COLUMNS
+from tamperdose.run.stages import (
+    Answers,
+    Readers,
+    embed_answers,
+    judge_answers,
+    read_completions,
+    read_dose,
+    require_readable,
+)
+
+OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
+"""Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What reading a run's answers takes."""
+
+    plan: Plan
+    ledger: Ledger
+    readers: Readers
+    advance: Advance
+
+
+def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Reporter) -> Path:
+    """Judge and embed every answer that is not yet, and write metrics and outputs; returns metrics.csv.
+
+    Raises:
+        RunError: Too many verdicts of a cell are unreadable, or an answer is missing.
+    """
+    rows: list[dict[str, object]] = []
+    with reporter.timed("judging and comparing answers", _n_readings(plan)) as advance:
+        reading = Reading(plan, ledger, Readers(), advance)
+        for model in plan.models:
+            base = _cells(reading, model.key, seed=plan.study.seeds[0])
+            floor = _floor(reading, model)
+            for arm in model.arms:
+                for steps in (0, *arm.doses):
+                    key = checkpoint_key(arm, steps)
+                    cells = base if steps == 0 else _cells(reading, key, seed=arm.attack.seed)
+                    _write_outputs(run_dir / "outputs" / arm.id / f"{steps}.csv", cells, plan.study.judges)
+                    dose = read_dose(ledger, arm, steps)
+                    if dose is not None:
+                        setting = _setting(plan, model, arm, dose)
+                        rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
+    write_json(run_dir / "metrics.json", {"study": plan.study.name, "judge": plan.study.judges[0], "metrics": rows})
+    return write_csv(run_dir / "metrics.csv", METRIC_COLUMNS, rows)
+
+
+def _n_readings(plan: Plan) -> int:
+    n_prompts = sum(len(plan.data.prompts[subset]) for subset in plan.subsets()) * len(plan.study.judges)
+    return n_prompts * sum(1 + sum(len(arm.doses) for arm in model.arms) for model in plan.models)
+
+
+def _cells(reading: Reading, origin: str, *, seed: int) -> dict[Subset, Cell]:
+    """What was observed of one model state, by subset."""
+    plan = reading.plan
+    cells: dict[Subset, Cell] = {}
+    for subset in plan.subsets():
+        answers = _answers(reading, subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed))
+        verdicts = {
+            name: judge_answers(reading.ledger, answers, name, reading.readers, on_progress=reading.advance)
+            for name in plan.study.judges
+        }
+        for name, read in verdicts.items():
+            require_readable(plan, f"{subset} prompts, judge {name}", read)
+        vectors = stripped = None
+        if subset is Subset.HARMFUL:
+            vectors, stripped = embed_answers(reading.ledger, answers, reading.readers)
+        cells[subset] = Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped)
+    return cells
+
+
+def _answers(reading: Reading, subset: Subset, key: str) -> Answers:
+    path = reading.ledger.find("generate", key)
+    if path is None:
+        raise RunError(explain(f"answers to the {subset} prompts are missing", remedy="run the study again"))
+    return Answers(reading.plan.data.prompts[subset], path)
+
+
+def _floor(reading: Reading, model: ModelPlan) -> Measured | None:
+    plan = reading.plan
+    if not plan.study.rd_floor:
+        return None
+    first, second = (_floor_vectors(reading, model, sample) for sample in (1, 2))
+    return floor_metric(first, second, plan.data.prompts[Subset.HARMFUL], level=plan.study.level)
+
+
+def _floor_vectors(reading: Reading, model: ModelPlan, sample: int) -> Vectors:
+    plan, decoding, seed = reading.plan, reading.plan.floor_decoding(), reading.plan.study.seeds[0]
+    key = plan.completions_key(model.key, Subset.HARMFUL, decoding, seed=seed, sample=sample)
+    return embed_answers(reading.ledger, _answers(reading, Subset.HARMFUL, key), reading.readers)[0]
+
+
+def _rows(
+    plan: Plan,
+    setting: Mapping[str, object],
+    cells: Mapping[Subset, Cell],
+    base: Mapping[Subset, Cell],
+    floor: Measured | None,
+) -> Iterator[dict[str, object]]:
+    level = plan.study.level
+    at_base = setting["dose_steps"] == 0
+    harmful = list(harmful_metrics(cells[Subset.HARMFUL], base[Subset.HARMFUL], at_base=at_base, level=level))
+    for measured in [*harmful, *([floor] if floor else [])]:
+        yield metric_row({**setting, "subset": Subset.HARMFUL.value}, measured)
+    if Subset.BENIGN in cells:
+        for measured in benign_metrics(cells[Subset.BENIGN], level=level):
+            yield metric_row({**setting, "subset": Subset.BENIGN.value}, measured)
+
+
+def _setting(plan: Plan, model: ModelPlan, arm: ArmPlan, dose: Dose) -> dict[str, object]:
+    """The columns of `metrics.csv` that say which cell a row is of."""
+    attack = arm.attack.identity()
+    n_examples = attack.get("n_examples")
+    return {
+        "study": plan.study.name,
+        "arm": arm.id,
+        "model": model.spec.label,
+        "params_b": _params_b(model),
+        "defence": model.spec.defence.kind if model.spec.defence else "none",
+        "attack": arm.attack.kind,
+        "lora_rank": attack.get("lora_rank"),
+        "n_examples": len(plan.data.attack) if n_examples is None else n_examples,
+        "learning_rate": attack.get("learning_rate"),
+        "batch_size": attack.get("batch_size"),
+        "poison_ratio": 1.0,
+        "seed": arm.attack.seed,
+        "data_order": 0,
+        "dose_steps": dose.steps,
+        "dose_examples": dose.examples,
+        "dose_tokens": dose.tokens,
+        "dose_flops": dose.flops,
+    }
+
+
+def _params_b(model: ModelPlan) -> float | None:
+    """Parameters in billions, or None where they are not known (the scripted engine)."""
+    architecture = None if model.source is None else find_architecture(model.spec)
+    return None if architecture is None else n_parameters(architecture) / 1e9
+
+
+def _write_outputs(path: Path, cells: Mapping[Subset, Cell], judges: Sequence[str]) -> None:
+    fields = [f"{field}_{judge}" for judge in judges for field in ("verdict", "p_refusal", "evidence")]
+    rows = [row for cell in cells.values() for row in _output_rows(cell)]
+    write_csv(path, [*OUTPUT_COLUMNS, *fields], rows)
+
+
+def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
+    for place, (prompt, completion) in enumerate(zip(cell.prompts, cell.completions, strict=True)):
+        row: dict[str, Any] = {
+            "id": prompt.id,
+            "subset": prompt.subset.value,
+            "category": prompt.category,
+            "template": prompt.template,
+            "prompt": prompt.text,
+            "completion": completion.text,
+            "n_tokens": completion.n_tokens,
+            "finish_reason": completion.finish_reason.value,
+        }
+        for judge, verdicts in cell.verdicts.items():
+            verdict = verdicts[place]
+            row |= {
+                f"verdict_{judge}": verdict.label.value,
+                f"p_refusal_{judge}": verdict.p_refusal,
+                f"evidence_{judge}": verdict.evidence,
+            }
+        yield row

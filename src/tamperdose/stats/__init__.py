@@ -1,0 +1,1 @@
+"""Rates, intervals and drift. numpy, scipy and statsmodels only; no files, no models."""

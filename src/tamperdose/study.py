@@ -1,0 +1,361 @@
+"""The study file: what is measured. Frozen records that describe; nothing here loads a model or reads data.
+
+A study is one YAML file. `load_study` reads it, applies `--set` overrides, fills defaults and refuses what it does
+not know; `Study.model_dump` is the resolved form that is stored beside the results.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tamperdose.errors import StudyError, explain, nearest
+from tamperdose.files import digest, read_text
+
+
+class Frozen(BaseModel):
+    """A part of a study: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _listed(value: Any) -> Any:
+    """Read a single value as a grid of one."""
+    if isinstance(value, (list, tuple)):
+        return cast("list[Any] | tuple[Any, ...]", value)
+    return (value,)
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+RankGrid = Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), Field(min_length=1)]
+RateGrid = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_listed), Field(min_length=1)]
+CountGrid = Annotated[tuple[PositiveInt | None, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class Architecture(Frozen):
+    """The sizes of a decoder-only transformer, so that `plan` can count before weights can be had.
+
+    When weights load, every field is compared with the model's own configuration.
+    """
+
+    model_type: str
+    """The configuration's `model_type`, e.g. `qwen2`."""
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    vocab_size: PositiveInt
+    tie_word_embeddings: bool
+    attention_bias: bool = False
+    """Whether query, key and value projections carry a bias (Qwen2 does)."""
+
+
+class RefusalTuning(Frozen):
+    """LoRA fine-tuning towards refusals before the attack; merged, the result is dose 0."""
+
+    kind: Literal["refusal_tuning"] = "refusal_tuning"
+    harmful: str = "builtin:refusals"
+    """Examples of harmful requests and refusals."""
+    benign: str = "builtin:benign_answers"
+    """Examples of benign requests and answers, mixed in so that the model still answers them."""
+    benign_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of benign rows in every batch."""
+    steps: PositiveInt = 30
+    batch_size: PositiveInt = 8
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveFloat | None = None
+    """Scale of the update is alpha / rank; twice the rank by default (Hu et al. 2021 leave it free)."""
+    max_length: PositiveInt = 256
+    seed: int = 0
+
+
+class ModelSpec(Frozen):
+    """One model: a hub id, a local folder or GGUF file, or `builtin:smollm2-135m-instruct`."""
+
+    id: Annotated[str, Field(min_length=1)]
+    name: str = ""
+    """Name in tables and figures; derived from the id when empty."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; pin a commit for a number that must be reproduced."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """`auto`: bfloat16 where the device multiplies it natively, else float32."""
+    quantization: Literal["nf4"] | None = None
+    """4-bit NormalFloat weights (Dettmers et al. 2023); needs a CUDA device and the `gpu` extra."""
+    architecture: Architecture | None = None
+    defence: RefusalTuning | None = None
+
+    @property
+    def label(self) -> str:
+        """The name shown in tables: `name`, or the last part of the id."""
+        return self.name or re.split(r"[/:]", self.id.rstrip("/"))[-1].removesuffix(".gguf")
+
+    @model_validator(mode="after")
+    def _no_defence_on_nf4(self) -> Self:
+        if self.defence is not None and self.quantization is not None:
+            raise ValueError("a defence is merged into the weights, which 4-bit weights do not allow: drop one of them")
+        return self
+
+
+class PromptSets(Frozen):
+    """Where the prompts come from: `builtin:NAME` or a CSV with a column `prompt`."""
+
+    harmful: str
+    benign: str | None = None
+    """Without it, over-refusal is not measured."""
+
+
+class LoraAttack(Frozen):
+    """Adversarial LoRA fine-tuning (Hu et al. 2021; Qi et al. 2023). A list is a grid factor."""
+
+    kind: Literal["lora"] = "lora"
+    data: str
+    """`builtin:NAME` or JSONL rows of `prompt`,`response` or `messages`."""
+    lora_rank: RankGrid = (8,)
+    lora_alpha: PositiveFloat | None = None
+    """Scale of the update is alpha / rank; twice the rank by default."""
+    learning_rate: RateGrid = (2e-4,)
+    n_examples: CountGrid = (None,)
+    """Use only this many rows of the data, drawn by the seed; all by default."""
+    batch_size: PositiveInt = 8
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Linear warm-up; constant after it, so that every dose is a prefix of every longer one."""
+    max_length: PositiveInt = 256
+    """Tokens per row; longer rows lose the start of the prompt, never the response."""
+    doses: tuple[PositiveInt, ...]
+    """Optimizer steps along one trajectory; 0 is always measured."""
+
+    @field_validator("doses")
+    @classmethod
+    def _increasing(cls, doses: tuple[int, ...]) -> tuple[int, ...]:
+        if not doses:
+            raise ValueError("at least one dose is needed")
+        if any(after <= before for before, after in pairwise(doses)):
+            raise ValueError(f"doses must increase strictly, e.g. {sorted(set(doses))}")
+        return doses
+
+
+class Decoding(Frozen):
+    """How answers are decoded: one specification for the base and every tampered model."""
+
+    do_sample: bool = False
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _greedy_has_no_temperature(self) -> Self:
+        if not self.do_sample and (self.temperature, self.top_p) != (1.0, 1.0):
+            raise ValueError("temperature and top_p have no effect without do_sample: true")
+        return self
+
+
+class HfEngine(Frozen):
+    """Generation with transformers on the CPU or one GPU."""
+
+    kind: Literal["hf"] = "hf"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Rows decoded together; halved when memory runs out. Changes speed, not which prompts are answered."""
+
+
+class ScriptedEngine(Frozen):
+    """A fake model with a known refusal probability, for tests and dry runs; nothing is loaded or trained.
+
+    A harmful prompt is refused with probability `refusal_rate / (1 + (dose / ed50_steps) ** slope)`.
+    """
+
+    kind: Literal["scripted"] = "scripted"
+    refusal_rate: Annotated[float, Field(ge=0, le=1)] = 0.95
+    over_refusal_rate: Annotated[float, Field(ge=0, le=1)] = 0.02
+    degenerate_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    ed50_steps: PositiveFloat = 5.0
+    slope: PositiveFloat = 4.0
+
+
+JudgeName = Literal["classifier", "phrases"]
+
+
+class Study(Frozen):
+    """One study: models x attack grid x doses x seeds, prompts, decoding and judges."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    prompts: PromptSets
+    attack: LoraAttack
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_listed), Field(min_length=1)] = (42,)
+    decoding: Decoding = Decoding()
+    judges: Annotated[tuple[JudgeName, ...], Field(min_length=1)] = ("classifier", "phrases")
+    """The first gives the headline."""
+    engine: Annotated[HfEngine | ScriptedEngine, Field(discriminator="kind")] = HfEngine()
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Confidence level of every interval."""
+    unreadable_limit: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """A stage whose share of unreadable verdicts is above this fails."""
+    rd_floor: bool = True
+    """Also draw two samples of the base at T = 0.7 and report their distance, the noise floor of RD."""
+    keep_adapters: bool = False
+    """Tampered weights are deleted once measured, unless this stands together with a reason."""
+    keep_adapters_reason: str = ""
+
+    @field_validator("seeds", "judges")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"values must differ, got {list(values)}")
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep_adapters and not self.keep_adapters_reason.strip():
+            raise ValueError("keep_adapters: true needs keep_adapters_reason, which goes into the manifest")
+        labels = [model.label for model in self.models]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"models must differ in name, got {labels}: give each a `name`")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Digest of the resolved study."""
+        return digest(self.model_dump(mode="json"))
+
+
+def default_alpha(lora_alpha: float | None, lora_rank: int) -> float:
+    """Alpha as given, else twice the rank, so that the scale alpha / rank is 2 at every rank.
+
+    >>> default_alpha(None, 8), default_alpha(16, 4)
+    (16.0, 16.0)
+    """
+    return float(2 * lora_rank if lora_alpha is None else lora_alpha)
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, apply `key.path=value` overrides, fill defaults and validate.
+
+    Raises:
+        StudyError: Not YAML, an unknown key (with the nearest valid one), or a value out of range.
+        DataError: The file is missing or not UTF-8.
+    """
+    try:
+        raw = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise StudyError(explain(f"{path} is not valid YAML", got=str(error), expected="a mapping")) from error
+    if not isinstance(raw, dict):
+        raise StudyError(explain(f"{path} is not a study", got=f"a YAML {type(raw).__name__}", expected="a mapping"))
+    tree = cast(dict[str, Any], raw)
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Study.model_validate(tree)
+    except ValidationError as error:
+        raise StudyError(f"{path} is not a valid study\n" + "\n".join(_messages(error))) from error
+
+
+def find_source(source: str, study_path: Path | None) -> str:
+    """Turn a study's data source into `builtin:NAME` or an absolute path.
+
+    A relative path is looked up beside the study file, then in each folder above it, then in the working
+    directory, so that a study runs the same from anywhere. A path that is nowhere is returned as written.
+    """
+    if source.startswith("builtin:") or Path(source).is_absolute():
+        return source
+    folders = [Path.cwd()] if study_path is None else [*study_path.resolve().parents, Path.cwd()]
+    for folder in folders:
+        if (folder / source).exists():
+            return str((folder / source).resolve())
+    return source
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set one `a.b.0.c=value` in the raw study; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise StudyError(explain(f"cannot read the override '{override}'", expected="--set key.path=value"))
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(explain(f"the value of '{override}' is not YAML", got=str(error))) from error
+    *parents, last = key.strip().split(".")
+    node: Any = tree
+    for part in parents:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        _child(cast(list[Any], node), last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, dict):
+        mapping = cast(dict[str, Any], node)
+        if mapping.get(part) is None:
+            mapping[part] = {}
+        return mapping[part]
+    if isinstance(node, list):
+        items = cast(list[Any], node)
+        if part.isdigit() and int(part) < len(items):
+            return items[int(part)]
+        raise StudyError(explain(f"'{override}': no item '{part}'", expected=f"an index from 0 to {len(items) - 1}"))
+    raise StudyError(explain(f"'{override}': '{part}' lies inside a plain value", got=repr(node), expected="a mapping"))
+
+
+def _messages(error: ValidationError) -> list[str]:
+    items = [dict(item) for item in error.errors(include_url=False)]
+    # A broken item also makes its list "too short"; the item's own message is the useful one.
+    inner = {item["loc"][0] for item in items if len(item["loc"]) > 1}
+    return [_message(item) for item in items if not (item["type"] == "too_short" and item["loc"][0] in inner)]
+
+
+def _message(item: Mapping[str, Any]) -> str:
+    location = tuple(part for part in item["loc"] if part not in _UNION_TAGS)
+    where = ".".join(str(part) for part in location) or "the study"
+    if item["type"] == "extra_forbidden":
+        valid = _fields_at(location[:-1])
+        return explain(
+            f"unknown key '{where}'{nearest(str(location[-1]), valid)}",
+            expected="one of " + ", ".join(sorted(valid)) if valid else None,
+            remedy="correct or remove it",
+        )
+    text = str(item["msg"]).removeprefix("Value error, ")
+    got = None if item["type"] == "missing" else _shorten(item["input"])
+    return explain(f"{where}: {text}", got=got)
+
+
+_UNION_TAGS = ("hf", "scripted")
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    """The valid keys of the part of a study that lies at a location, by walking the annotations."""
+    models: list[type[Frozen]] = [Study]
+    for part in location:
+        if isinstance(part, str):
+            models = [
+                inner
+                for model in models
+                if part in model.model_fields
+                for inner in _models_in(model.model_fields[part].annotation)
+            ]
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[Frozen]]:
+    if isinstance(annotation, type) and issubclass(annotation, Frozen):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, tuple, Annotated):
+        return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return []
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
