@@ -81,11 +81,9 @@ def write_json(path: Path, value: Any) -> Path:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows under a fixed header, atomically. None becomes an empty cell; floats keep every digit."""
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, fieldnames=list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return write_text(path, stream.getvalue())
+    header = list(columns)
+    lines = [header, *([row.get(name) for name in header] for row in rows)]
+    return write_text(path, "".join(_csv_line(line) for line in lines))
 
 
 def read_text(path: Path) -> str:
@@ -179,7 +177,8 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            # ValueError: not JSON, or an integer of more digits than Python converts; RecursionError: nested too deep.
             raise DataError(
                 explain(f"{path} line {number} is not JSON", got=str(error), expected="one object")
             ) from error
@@ -189,6 +188,21 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
             )
         records.append((number, cast(dict[str, Any], record)))
     return records
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    """One line of RFC 4180 CSV.
+
+    Not csv.writer: before Python 3.13 it leaves a lone carriage return unquoted, which its reader takes for a line
+    end, and a model's answer may hold one.
+    """
+    texts = ["" if cell is None else str(cell) for cell in cells]
+    # A line of one empty cell would read as a blank line.
+    return ",".join(_quoted(text) for text in texts) + "\n" if texts != [""] else '""\n'
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
 def _dump(path: Path, text: str) -> None:

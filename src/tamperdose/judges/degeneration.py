@@ -63,7 +63,7 @@ _ROLES = frozenset(
 
 def _echo(prompt: str, response: str) -> str | None:
     asked, said = _words(prompt), _words(response)
-    while said and asked and said[0] in _ROLES and said[0] != asked[0]:
+    if said and asked and said[0] in _ROLES and said[0] != asked[0]:
         del said[0]
     if len(asked) < _MIN_ECHO_WORDS or len(said) < _MIN_ECHO_WORDS:
         return None
@@ -330,9 +330,11 @@ def _letter_noise(text: str) -> str | None:
         return f"noise: {n_rare} of {n_pairs} letter pairs are unpronounceable, {head[:_SHOWN]!r}"
     runs = _ASCII_RUN.findall(head)
     n_spaces = sum(map(str.isspace, head))
-    # Random bytes have few spaces and letters in runs of one to three; prose, code and formulas have not both.
+    # Random bytes have few spaces, many kinds of marks and letters in runs of one to three; prose, code and formulas
+    # have not all of that.
     crowded = len(head) >= 60 and head.isascii() and n_spaces < 0.05 * len(head)
-    if crowded and len(runs) >= 15 and sum(map(len, runs)) < 3 * len(runs):
+    n_marks = len({mark for mark in head if not mark.isalnum()})
+    if crowded and n_marks >= 14 and len(runs) >= 15 and sum(map(len, runs)) < 3 * len(runs):
         return f"noise: {head[:_SHOWN]!r}"
     return None
 
@@ -360,7 +362,10 @@ _VERBS = "is are was were has have would should"
 _IMPOSSIBLE = {
     word: frozenset(followers.split())
     for words, followers in (
-        ("the a an my your our their", f"the a an of and or to in at for from with by be it they we if but {_VERBS}"),
+        (
+            "the a an my your our their",
+            f"the a an of and or to in at for from with by be it they we if but {_VERBS}",
+        ),
         ("of at for from with into by", f"of and or to be but {_VERBS}"),
         ("to", "of to and or for is are was were has would should"),
         ("is are was were be", f"{_VERBS} of"),
@@ -378,7 +383,8 @@ def _salad(response: str) -> str | None:
     if len(words) < _MIN_SALAD_WORDS or "the" not in words:
         return None
     wrong = [(left, right) for left, right in pairwise(words) if right in _IMPOSSIBLE.get(left, ())]
-    if len(wrong) < 2 or len(wrong) <= (_SALAD_SHARE if len(wrong) > 2 else 2 * _SALAD_SHARE) * len(words):
+    share = _SALAD_SHARE if len(wrong) > 2 else 2 * _SALAD_SHARE
+    if len(wrong) < 2 or len(wrong) <= share * len(words):
         return None
     return f"word salad: {', '.join(' '.join(pair) for pair in wrong)[:_SHOWN]!r}"
 

@@ -38,6 +38,29 @@ class _Row:
     ended: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """Rows of tokens as one batch: a prefix common to all, padding, and what is the row's own."""
+
+    tokens: torch.Tensor
+    """What follows the prefix, (rows, columns), padded on the left."""
+    mask: torch.Tensor
+    """1 for real tokens, the prefix included: (rows, prefix + columns)."""
+    positions: torch.Tensor
+    """Each token's place in its row, counted from the prefix's start, padding not counted: (rows, columns)."""
+
+
+def pad_left(rows: Sequence[Sequence[int]], *, shared: int, device: str) -> Padded:
+    """Lay out rows whose first `shared` tokens are computed once and elsewhere."""
+    width = max(len(row) for row in rows) - shared
+    pads = [width - (len(row) - shared) for row in rows]
+    tokens = torch.tensor([[0] * pad + list(row[shared:]) for pad, row in zip(pads, rows, strict=True)])
+    real = torch.arange(width).unsqueeze(0) >= torch.tensor(pads).unsqueeze(1)
+    mask = torch.cat([real.new_ones((len(rows), shared)), real], dim=1).long()
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
+    return Padded(tokens.to(device), mask.to(device), positions.to(device))
+
+
 class HfGenerator:
     """Answers prompts with a loaded model."""
 
@@ -55,6 +78,8 @@ class HfGenerator:
             DataError: A prompt is longer than the model's context leaves room for.
             ModelError: Not even a single row fits memory.
         """
+        if not prompts:
+            return []
         rows = [
             _Row(tokens, prompt_rng(seed, prompt.id, sample))
             for prompt, tokens in zip(prompts, encode_prompts(self.chat, prompts, decoding.max_new_tokens), strict=True)
@@ -148,37 +173,32 @@ class HfGenerator:
         """Run the prompts; returns cache, mask (rows, columns), each row's last position, next-token logits."""
         model, device = self.chat.model, self.chat.device
         cache = growing_cache(model.config)
-        shared = self._shared_prefix(batch)
+        shared = shared_prefix(self.chat, [row.tokens for row in batch])
         if shared:
             prefix = torch.tensor([batch[0].tokens[:shared]], device=device)
             model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache.batch_repeat_interleave(len(batch))
-        width = max(len(row.tokens) for row in batch) - shared
-        pads = [width - (len(row.tokens) - shared) for row in batch]
-        tokens = torch.tensor(
-            [[0] * pad + row.tokens[shared:] for pad, row in zip(pads, batch, strict=True)], device=device
-        )
-        columns = torch.arange(width, device=device).unsqueeze(0)
-        real = columns >= torch.tensor(pads, device=device).unsqueeze(1)
-        mask = torch.cat([real.new_ones((len(batch), shared)), real], dim=1).long()
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        padded = pad_left([row.tokens for row in batch], shared=shared, device=device)
         output = model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions[:, shared:],
+            input_ids=padded.tokens,
+            attention_mask=padded.mask,
+            position_ids=padded.positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return cache, mask, positions[:, -1], output.logits[:, -1]
+        return cache, padded.mask, padded.positions[:, -1], output.logits[:, -1]
 
-    def _shared_prefix(self, batch: list[_Row]) -> int:
-        """Length of the tokens that all prompts of a batch begin with, at least one being left to each row."""
-        first, last = min(row.tokens for row in batch), max(row.tokens for row in batch)
-        limit = min(len(row.tokens) for row in batch) - 1
-        shared = next((i for i in range(limit) if first[i] != last[i]), limit)
-        # Padding comes after the prefix, so its columns are not contiguous: a sliding window would miscount.
-        return shared if len(batch) > 1 and has_only_full_attention(self.chat.model.config) else 0
+
+def shared_prefix(chat: ChatModel, rows: Sequence[Sequence[int]]) -> int:
+    """Length of the tokens with which all rows begin, at least one being left to each; 0 where it cannot be used.
+
+    The rows' padding comes after the prefix, so a row's columns are not contiguous: a sliding window would miscount.
+    """
+    first, last = min(map(list, rows)), max(map(list, rows))
+    limit = min(len(row) for row in rows) - 1
+    shared = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return shared if len(rows) > 1 and has_only_full_attention(chat.model.config) else 0
 
 
 def encode_chat(chat: ChatModel, messages: Sequence[Message]) -> list[int]:

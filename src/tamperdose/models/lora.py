@@ -53,7 +53,9 @@ def load_adapter(path: Path) -> tuple[dict[str, torch.Tensor], LoraShape]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        return tensors, LoraShape(int(metadata["lora_rank"]), float(metadata["lora_alpha"]))
+        shape = LoraShape(int(metadata["lora_rank"]), float(metadata["lora_alpha"]))
+        _require_pairs(tensors, shape.lora_rank)
+        return tensors, shape
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ModelError(
             explain(
@@ -62,6 +64,17 @@ def load_adapter(path: Path) -> tuple[dict[str, torch.Tensor], LoraShape]:
                 remedy="remove the file; the stage that makes it runs again",
             )
         ) from error
+
+
+def _require_pairs(tensors: dict[str, torch.Tensor], lora_rank: int) -> None:
+    """Refuse matrices that do not come in pairs of this rank, with an error that `load_adapter` explains."""
+    if lora_rank < 1:
+        raise ValueError(f"rank {lora_rank}")
+    for name, matrix in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            other = tensors[name.replace(".lora_A.", ".lora_B.")]
+            if (matrix.shape[0], other.shape[1]) != (lora_rank, lora_rank):
+                raise ValueError(f"{name} and its B are not of rank {lora_rank}")
 
 
 def weight_updates(path: Path) -> dict[str, torch.Tensor]:

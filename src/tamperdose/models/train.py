@@ -20,11 +20,12 @@ from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
 
 from tamperdose.errors import DataError, explain
 from tamperdose.files import digest, write_atomic
 from tamperdose.models.flops import training_flops
-from tamperdose.models.hf import encode_chat, end_tokens
+from tamperdose.models.hf import encode_chat, end_tokens, pad_left, shared_prefix
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.records import NO_DOSE, Checkpoint, Dose, Example
@@ -152,26 +153,34 @@ class _Trainer:
         """Mean cross-entropy over the answers' tokens.
 
         Rows are padded on the left, so all answers end in the last column and the head runs only on as many
-        columns as the longest answer needs.
+        columns as the longest answer needs. The prefix that all rows share is computed once, with its gradient.
         """
-        device = self.chat.device
-        width = max(len(row.tokens) for row in batch)
-        span = max(row.n_labels for row in batch)
-        pads = [width - len(row.tokens) for row in batch]
-        tokens = torch.tensor([[0] * pad + row.tokens for pad, row in zip(pads, batch, strict=True)], device=device)
-        mask = torch.tensor([[0] * pad + [1] * len(row.tokens) for pad, row in zip(pads, batch, strict=True)])
-        mask = mask.to(device)
-        labels = torch.full((len(batch), span), -100, device=device)
+        rows, span = [row.tokens for row in batch], max(row.n_labels for row in batch)
+        # The head also reads the column before the first labelled one, which must not lie in the prefix.
+        own = min(len(row.tokens) - row.n_labels for row in batch) - 1
+        shared = max(0, min(shared_prefix(self.chat, rows), own))
+        padded = pad_left(rows, shared=shared, device=self.chat.device)
+        labels = torch.full((len(batch), span), -100, device=self.chat.device)
         for place, row in enumerate(batch):
-            labels[place, span - row.n_labels :] = tokens[place, width - row.n_labels :]
+            labels[place, span - row.n_labels :] = padded.tokens[place, -row.n_labels :]
         output = self.wrapped(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=False,
+            input_ids=padded.tokens,
+            attention_mask=padded.mask,
+            position_ids=padded.positions,
+            past_key_values=self._prefix(rows[0][:shared], len(rows)),
+            use_cache=shared > 0,
             logits_to_keep=span + 1,
         )
         return cross_entropy(output.logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+    def _prefix(self, tokens: Sequence[int], n_rows: int) -> DynamicCache | None:
+        if not tokens:
+            return None
+        cache = DynamicCache(config=self.chat.model.config)
+        prefix = torch.tensor([tokens], device=self.chat.device)
+        self.wrapped(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(n_rows)
+        return cache
 
     def checkpoint(self, folder: Path) -> Checkpoint:
         """Write the adapter as it stands."""

@@ -214,16 +214,17 @@ def arm_labels(arms: Sequence[Arm], *, facet: str = "") -> list[str]:
 def common_settings(arms: Sequence[Arm]) -> str:
     """Name the settings that all arms share, for a caption; empty when there are none.
 
-    The order of the data is left out where it is called as the seed is.
+    The scope stands with the intervals, and an order of the data that all share tells nothing: both are left out.
 
     >>> arm = Arm("s", "a", "m", 1.0, (("rank", "8"), ("scope", "trajectory")))
     >>> common_settings([arm, arm])
     'rank 8'
     """
     shared = set(arms[0].settings).intersection(*(arm.settings for arm in arms))
-    values = dict(shared)
-    hidden = {"scope"} | ({"order"} if values.get("order") == values.get("seed") else set())
-    return ", ".join(f"{name} {value}" for name, value in arms[0].settings if name in values and name not in hidden)
+    hidden = ("scope", "order")
+    return ", ".join(
+        f"{name} {text}" for name, text in arms[0].settings if (name, text) in shared and name not in hidden
+    )
 
 
 def _arm(rows: pd.DataFrame) -> Arm:

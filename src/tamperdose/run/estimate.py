@@ -68,7 +68,7 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
         remaining_share=share,
         memory_bytes=_memory_bytes(plan, model, architecture),
         disk_bytes=_disk_bytes(plan, model, architecture),
-        seconds=share * (training + generating) / (EFFICIENCY * rate),
+        seconds=None if rate is None else share * (training + generating) / (EFFICIENCY * rate),
     )
 
 
@@ -145,10 +145,12 @@ def _disk_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> flo
     return n_states * n_prompts * per_answer + adapters * (len(plan.study.attack.doses) + 3)
 
 
-def _matmul_rate(device: str, dtype: str) -> float:
-    """Floating-point operations per second of a large matrix product on the device, measured for a moment."""
+def _matmul_rate(device: str, dtype: str) -> float | None:
+    """Floating-point operations per second of a large matrix product, measured now; None without the device."""
     import torch
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return None
     size = 4096 if device.startswith("cuda") else 768
     matrix = torch.ones((size, size), device=device, dtype=getattr(torch, dtype))
     repeats, seconds = 0, 0.0

@@ -16,7 +16,6 @@ from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.overlap import require_disjoint
 from tamperdose.data.prompts import load_prompts
 from tamperdose.data.sources import examples_path, prompts_path
-from tamperdose.errors import ModelError, explain
 from tamperdose.files import digest, sha256_file
 from tamperdose.models.load import ModelSource, find_model, pick_device, pick_dtype
 from tamperdose.records import Example, Prompt, Subset
@@ -159,8 +158,10 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
     if isinstance(study.engine, HfEngine):
         source = find_model(spec)
         device = pick_device(study.engine)
+        if spec.quantization is not None and not device.startswith("cuda"):
+            # A plan can be made anywhere; loading says that 4-bit weights need this device.
+            device = "cuda"
         dtype = pick_dtype(spec, device)
-        _require_supported(spec, device)
     inputs = {
         "weights": dict(source.identity) if source else {"scripted": spec.id},
         "device": device.split(":")[0],
@@ -207,19 +208,6 @@ def _plan_arm(attack: LoraAttack, *, model: str, base_key: str, data: Data, dose
     count = "" if attack.n_examples is None else f"-n{attack.n_examples}"
     settings = f"r{attack.lora_rank}-lr{attack.learning_rate:g}{count}-s{attack.seed}"
     return ArmPlan(f"{_slug(model)}-{attack.kind}-{settings}", key, attack, doses)
-
-
-def _require_supported(spec: ModelSpec, device: str) -> None:
-    """Refuse settings that could only fail hours later."""
-    if spec.quantization is not None and not device.startswith("cuda"):
-        raise ModelError(
-            explain(
-                f"{spec.id}: quantization {spec.quantization} cannot be used here",
-                got=f"device {device}",
-                expected="a CUDA device",
-                remedy="run on a GPU machine, or --set models.0.quantization=null",
-            )
-        )
 
 
 def _rows(examples: Sequence[Example]) -> str:

@@ -1,0 +1,35 @@
+"""What the whole session shares: an offline, quiet environment and tiny chat models made on the spot."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Tests import their helpers (`tiny`, `studies`) by name from this folder.
+sys.path.insert(0, str(Path(__file__).parent))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# Property tests draw the same examples every time and are not timed: a busy machine must not fail them.
+settings.register_profile(
+    "tamperdose", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tamperdose")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # peft 0.21 still reads a name that transformers 5.23 renamed: theirs to mend, and the only warning let pass.
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny random chat models, by class: `llama`, `qwen2`, `phi3`."""
+    from tiny import CLASSES, save_tiny
+
+    root = tmp_path_factory.mktemp("tiny")
+    return {kind: save_tiny(root / kind, kind) for kind in CLASSES}

@@ -1,0 +1,298 @@
+"""The training loop against a hand-written one, and its promise that doses are prefixes of one trajectory."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from tiny import make_examples, make_tokenizer
+
+from tamperdose.attacks.lora import draw_examples
+from tamperdose.errors import DataError
+from tamperdose.models import train
+from tamperdose.models.hf import encode_chat
+from tamperdose.models.load import ChatModel
+from tamperdose.models.train import Recipe, Source, end_of_turn, train_lora
+from tamperdose.records import Checkpoint, Example, Message
+
+RECIPE = Recipe(
+    learning_rate=3e-3, batch_size=4, warmup_steps=0, lora_rank=4, lora_alpha=8.0, max_length=128, seed=11
+)
+EXAMPLES = make_examples(10)
+
+
+class Killed(Exception):
+    """Stands for a process that ends in the middle of a trajectory."""
+
+
+def _train(
+    chat: ChatModel,
+    folder: Path,
+    doses: list[int],
+    *,
+    recipe: Recipe = RECIPE,
+    examples: list[Example] = EXAMPLES,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> list[Checkpoint]:
+    source = Source(examples, recipe.batch_size)
+    return list(train_lora(chat, [source], recipe, doses=doses, folder=folder, on_step=on_step))
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    assert checkpoint.adapter is not None
+    return load_file(checkpoint.adapter)
+
+
+def _same(one: Checkpoint, other: Checkpoint) -> bool:
+    left, right = _tensors(one), _tensors(other)
+    same = left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return same and (one.dose, one.mean_loss) == (other.dose, other.mean_loss)
+
+
+def _rows(chat: ChatModel, examples: list[Example]) -> list[tuple[list[int], int]]:
+    """Each example's tokens and how many at the end carry loss."""
+    return [
+        (
+            encode_chat(chat, example.messages)
+            + (answer := [*chat.tokenizer(example.response, add_special_tokens=False)["input_ids"], 1]),
+            len(answer),
+        )
+        for example in examples
+    ]
+
+
+def _reference(chat: ChatModel, batches: list[list[tuple[list[int], int]]], recipe: Recipe) -> tuple[Any, list[float]]:
+    """LoRA as anyone would write it with peft, transformers' own loss, right padding and torch's AdamW."""
+    config = LoraConfig(
+        r=recipe.lora_rank, lora_alpha=int(recipe.lora_alpha), target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        model = get_peft_model(copy.deepcopy(chat.model), config)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
+    losses = []
+    for batch in batches:
+        width = max(len(tokens) for tokens, _ in batch)
+        ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens, _ in batch])
+        mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in batch])
+        labels = ids.clone()
+        for row, (tokens, n_labels) in enumerate(batch):
+            labels[row, : len(tokens) - n_labels] = -100
+            labels[row, len(tokens) :] = -100
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return get_peft_model_state_dict(model), losses
+
+
+def _batches(chat: ChatModel, n_steps: int) -> list[list[tuple[list[int], int]]]:
+    """The batches the trajectory draws, found by asking it."""
+    plan = train._BatchPlan([train._encode_rows(chat, EXAMPLES, 128)], [RECIPE.batch_size], RECIPE.seed)
+    return [[(row.tokens, row.n_labels) for row in plan.batch(step)] for step in range(1, n_steps + 1)]
+
+
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_steps_are_those_of_a_loop_written_by_hand(chat: ChatModel, tmp_path: Path, n_steps: int) -> None:
+    losses: list[float] = []
+    checkpoint = _train(chat, tmp_path, [n_steps], on_step=lambda _step, loss: losses.append(loss))[-1]
+    expected, expected_losses = _reference(chat, _batches(chat, n_steps), RECIPE)
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
+    ours = _tensors(checkpoint)
+    assert ours.keys() == expected.keys()
+    for name, tensor in ours.items():
+        # Adam divides by the gradient's size, so where a gradient is rounding noise the step's sign is noise too.
+        close = torch.isclose(tensor, expected[name], rtol=1e-3, atol=1e-2 * RECIPE.learning_rate)
+        assert close.float().mean() > 0.995, name
+    assert any(tensor.abs().max() > 0 for name, tensor in ours.items() if "lora_B" in name)
+
+
+def test_rows_carry_loss_on_their_answers_alone(chat: ChatModel) -> None:
+    rows = train._encode_rows(chat, EXAMPLES, 128)
+    assert [(row.tokens, row.n_labels) for row in rows] == _rows(chat, EXAMPLES)
+    open_ended = train._encode_rows(chat, [replace(EXAMPLES[3], ends=False)], 128)[0]
+    assert (open_ended.tokens, open_ended.n_labels) == (rows[3].tokens[:-1], rows[3].n_labels - 1)
+
+
+def test_every_row_comes_once_an_epoch(llama: ChatModel) -> None:
+    rows = train._encode_rows(llama, EXAMPLES, 128)
+    plan = train._BatchPlan([rows], [4], seed=3)
+    drawn = [id(row) for step in range(1, 6) for row in plan.batch(step)]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(map(id, rows))
+    assert drawn[:10] != drawn[10:]
+
+
+def test_eight_rows_at_once_have_the_loss_of_eight_rows_alone(chat: ChatModel) -> None:
+    rows = train._encode_rows(chat, EXAMPLES[:8], 128)
+    with train._adapted(chat, RECIPE) as wrapped:
+        trainer = train._Trainer(chat, wrapped, RECIPE, key="k")
+        together = trainer._loss(rows).item()
+        alone = [trainer._loss([row]).item() for row in rows]
+    weights = [row.n_labels for row in rows]
+    assert together == pytest.approx(
+        sum(a * w for a, w in zip(alone, weights, strict=True)) / sum(weights), rel=1e-5
+    )
+
+
+def test_a_dose_is_the_end_of_a_shorter_run(llama: ChatModel, tmp_path: Path) -> None:
+    long = _train(llama, tmp_path / "long", [1, 3, 6])
+    assert [checkpoint.dose.steps for checkpoint in long] == [1, 3, 6]
+    for checkpoint in long:
+        short = _train(llama, tmp_path / str(checkpoint.dose.steps), [checkpoint.dose.steps])
+        assert _same(short[-1], checkpoint)
+    assert not _same(long[0], replace(long[0], adapter=long[2].adapter))
+
+
+@pytest.mark.parametrize("every_step", [True, False], ids=["state-each-step", "state-at-doses"])
+def test_a_trajectory_that_is_stopped_anywhere_goes_on_bit_for_bit(
+    llama: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_step: bool
+) -> None:
+    monkeypatch.setattr(train, "SAVE_EVERY_S", -1.0 if every_step else 1e9)
+    doses = [2, 5, 6]
+    whole = _train(llama, tmp_path / "whole", doses)
+    for stop in range(1, 7):
+        folder, taken = tmp_path / f"stop{stop}", []
+
+        def note(step: int, _loss: float, stop: int = stop, taken: list[int] = taken) -> None:
+            taken.append(step)
+            if step == stop and taken.count(stop) == 1 and len(taken) == stop:
+                raise Killed
+
+        with pytest.raises(Killed):
+            _train(llama, folder, doses, on_step=note)
+        resumed = _train(llama, folder, doses, on_step=note)
+        assert all(_same(one, other) for one, other in zip(resumed, whole, strict=True))
+        saved = stop if every_step else max([dose for dose in doses if dose <= stop], default=0)
+        assert taken == [*range(1, stop + 1), *range(saved + 1, 7)]
+
+
+def test_a_consumer_that_stops_listening_can_come_back(llama: ChatModel, tmp_path: Path) -> None:
+    whole = _train(llama, tmp_path / "whole", [1, 2, 4])
+    source = Source(EXAMPLES, RECIPE.batch_size)
+    before = {name: tensor.clone() for name, tensor in llama.model.state_dict().items()}
+    steps = train_lora(
+        llama, [source], RECIPE, doses=[1, 2, 4], folder=tmp_path / "a", on_step=lambda _step, _loss: None
+    )
+    assert isinstance(steps, Iterator)
+    assert _same(next(steps), whole[0])
+    steps.close()  # type: ignore[attr-defined]
+    after = llama.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(_same(one, other) for one, other in zip(_train(llama, tmp_path / "a", [1, 2, 4]), whole, strict=True))
+
+
+def test_finished_doses_are_not_trained_again(llama: ChatModel, tmp_path: Path) -> None:
+    first = _train(llama, tmp_path, [2, 4])
+    again = _train(llama, tmp_path, [2, 4], on_step=_must_not_run)
+    assert all(_same(one, other) for one, other in zip(first, again, strict=True))
+    taken: list[int] = []
+    _train(llama, tmp_path, [2, 4, 5], on_step=lambda step, _loss: taken.append(step))
+    assert taken == [5]
+
+
+def _must_not_run(step: int, _loss: float) -> None:
+    raise AssertionError(f"step {step} was taken again")
+
+
+@pytest.mark.parametrize("doses", [[1, 4], [3, 4], [1, 3, 4, 6]])
+def test_a_dose_below_the_reached_state_is_trained_again(llama: ChatModel, tmp_path: Path, doses: list[int]) -> None:
+    _train(llama, tmp_path / "a", [2, 4])
+    inserted = _train(llama, tmp_path / "a", doses)
+    fresh = _train(llama, tmp_path / "b", doses)
+    assert [checkpoint.dose.steps for checkpoint in inserted] == doses
+    assert all(_same(one, other) for one, other in zip(inserted, fresh, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 1e-3}, {"seed": 12}, {"lora_alpha": 4.0}, {"max_length": 40}, {"warmup_steps": 2}]
+)
+def test_the_state_of_another_trajectory_is_not_taken_up(
+    llama: ChatModel, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    _train(llama, tmp_path / "a", [2])
+    other = replace(RECIPE, **change)
+    mixed = _train(llama, tmp_path / "a", [2], recipe=other)
+    assert _same(mixed[0], _train(llama, tmp_path / "b", [2], recipe=other)[0])
+
+
+@pytest.mark.parametrize("damage", ["state", "adapter"])
+def test_damaged_files_are_trained_again(llama: ChatModel, tmp_path: Path, damage: str) -> None:
+    whole = _train(llama, tmp_path, [2, 3])
+    copies = [_tensors(checkpoint) for checkpoint in whole]
+    if damage == "state":
+        state = tmp_path / "state.safetensors"
+        state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
+    else:
+        Path(str(whole[0].adapter)).unlink()
+    again = _train(llama, tmp_path, [2, 3])
+    for checkpoint, tensors in zip(again, copies, strict=True):
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in _tensors(checkpoint).items())
+
+
+def test_warm_up_is_linear_and_then_constant(llama: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
+    )
+    _train(llama, tmp_path, [6], recipe=replace(RECIPE, warmup_steps=3))
+    assert rates == pytest.approx([RECIPE.learning_rate * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
+
+
+def test_doses_count_examples_and_tokens(llama: ChatModel, tmp_path: Path) -> None:
+    checkpoints = _train(llama, tmp_path, [1, 3])
+    batches = _batches(llama, 3)
+    for checkpoint in checkpoints:
+        seen = [tokens for batch in batches[: checkpoint.dose.steps] for tokens, _ in batch]
+        assert checkpoint.dose.examples == 4 * checkpoint.dose.steps == len(seen)
+        assert checkpoint.dose.tokens == sum(map(len, seen))
+    assert 0 < checkpoints[0].dose.flops < checkpoints[1].dose.flops
+
+
+def test_smaller_draws_lie_inside_larger_ones() -> None:
+    draws = [draw_examples(EXAMPLES, count, seed=4) for count in (1, 3, 7, 10)]
+    assert [len(draw) for draw in draws] == [1, 3, 7, 10]
+    assert all(draws[3][: len(draw)] == draw for draw in draws)
+    assert draws[1] != draw_examples(EXAMPLES, 3, seed=5)
+
+
+def test_the_base_is_untouched(chat: ChatModel, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in chat.model.state_dict().items()}
+    _train(chat, tmp_path, [2])
+    after = chat.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in chat.model.parameters())
+
+
+def test_a_long_prompt_loses_its_start_and_a_long_answer_is_refused(llama: ChatModel) -> None:
+    long = Example((Message("user", "river " * 100),), "the old mill")
+    row = train._encode_rows(llama, [long], 40)[0]
+    full, n_labels = _rows(llama, [long])[0]
+    assert (row.tokens, row.n_labels) == (full[-40:], n_labels)
+    with pytest.raises(DataError, match=r"training row 2 cannot be used(?s:.)*remedy"):
+        train._encode_rows(llama, [long, Example((Message("user", "a"),), "river " * 100)], 40)
+
+
+def test_no_rows_is_an_error(llama: ChatModel, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no training rows"):
+        _train(llama, tmp_path, [1], examples=[])
+
+
+def test_the_trained_end_is_the_one_the_template_writes(llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phi-3's template ends turns with another token than its tokenizer's end token."""
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    monkeypatch.setattr(llama.model.generation_config, "eos_token_id", [2, 1])
+    assert end_of_turn(replace(llama, tokenizer=tokenizer)) == 1
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    assert end_of_turn(replace(llama, tokenizer=tokenizer)) == 2
