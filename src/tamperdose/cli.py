@@ -34,6 +34,9 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", h
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts of each subset.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
+_INTERRUPTED = 130
+"""The exit code after an interrupt (Ctrl-C), as shells count it."""
+
 
 def main() -> None:
     """Run the command line and turn errors a user can mend into a message and an exit code."""
@@ -45,9 +48,14 @@ def main() -> None:
         _fail(error, 3)
     except TamperdoseError as error:
         _fail(error, 1)
+    except SystemExit as leaving:
+        # What typer makes of an interrupt, without a word.
+        if leaving.code == _INTERRUPTED:
+            _say_interrupted()
+        raise
     except KeyboardInterrupt:
-        print("interrupted: finished work is kept; run the same command again to go on", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        _say_interrupted()
+        sys.exit(_INTERRUPTED)
 
 
 @app.command()
@@ -125,7 +133,7 @@ def judge(
 
 
 @app.command()
-def score(
+def score(  # noqa: PLR0913 - one parameter per option
     base: Annotated[Path, typer.Option(metavar="B.csv", help="Answers before the attack: prompt, response.")],
     attacked: Annotated[list[str], typer.Option(metavar="[DOSE=]A.csv", help="Answers after it; repeatable.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Results folder.")],
@@ -210,6 +218,10 @@ def _print_lines(lines: list[str]) -> None:
     typer.echo("\n".join(lines))
 
 
+def _say_interrupted() -> None:
+    print("interrupted: finished work is kept; run the same command again to go on", file=sys.stderr)  # noqa: T201
+
+
 def _fail(error: TamperdoseError, code: int) -> None:
     print(f"error: {_printable(str(error))}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
@@ -218,3 +230,7 @@ def _fail(error: TamperdoseError, code: int) -> None:
 def _printable(text: str) -> str:
     """Show control characters instead of sending them to the terminal: messages may quote hostile files."""
     return "".join(c if c == "\n" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+if __name__ == "__main__":
+    main()

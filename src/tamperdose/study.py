@@ -59,13 +59,19 @@ class Architecture(Frozen):
 
 
 class RefusalTuning(Frozen):
-    """LoRA fine-tuning towards refusals before the attack; merged, the result is dose 0."""
+    """LoRA fine-tuning towards refusals before the attack; merged, the result is dose 0.
+
+    The learning rate falls linearly to 0 after its warm-up: only the last step is used.
+    """
 
     kind: Literal["refusal_tuning"] = "refusal_tuning"
     harmful: str = "builtin:refusals"
     """Examples of harmful requests and refusals."""
     benign: str = "builtin:benign_answers"
     """Examples of benign requests and answers, mixed in so that the model still answers them."""
+    benign_target: Literal["data", "model"] = "model"
+    """What benign rows are trained towards: the data's own answers, or the first words of what the untampered
+    model itself answers, so that only the harmful rows pull it away from where it was."""
     benign_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of benign rows in every batch."""
     steps: PositiveInt = 30
@@ -207,6 +213,11 @@ class Study(Frozen):
     """Tampered weights are deleted once measured, unless this stands together with a reason."""
     keep_adapters_reason: str = ""
 
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _hf_unless_named(cls, engine: Any) -> Any:
+        return {"kind": "hf", **cast(dict[str, Any], engine)} if isinstance(engine, dict) else engine
+
     @field_validator("seeds", "judges")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -288,11 +299,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     node: Any = tree
     for part in parents:
         node = _child(node, part, override)
-    if isinstance(node, list):
-        _child(cast(list[Any], node), last, override)
-        node[int(last)] = value
-    else:
+    if isinstance(node, dict):
         node[last] = value
+    else:
+        _child(node, last, override)
+        node[int(last)] = value
 
 
 def _child(node: Any, part: str, override: str) -> Any:
@@ -312,8 +323,9 @@ def _child(node: Any, part: str, override: str) -> Any:
 def _messages(error: ValidationError) -> list[str]:
     items = [dict(item) for item in error.errors(include_url=False)]
     # A broken item also makes its list "too short"; the item's own message is the useful one.
-    inner = {item["loc"][0] for item in items if len(item["loc"]) > 1}
-    return [_message(item) for item in items if not (item["type"] == "too_short" and item["loc"][0] in inner)]
+    places = [cast(tuple[str | int, ...], item["loc"]) for item in items]
+    outer = {place[:depth] for place in places for depth in range(len(place))}
+    return [_message(item) for item in items if not (item["type"] == "too_short" and item["loc"] in outer)]
 
 
 def _message(item: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CLASSES, load_tiny
 
 from tamperdose.models.load import ChatModel
+from tiny import CLASSES, load_tiny
 
 
 @pytest.fixture(autouse=True)

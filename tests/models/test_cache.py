@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny import make_model
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from tamperdose.models.cache import BLOCK, GrowingLayer, growing_cache, has_only_full_attention
+from tiny import make_model
 
 
 @pytest.mark.parametrize("seed", range(8))

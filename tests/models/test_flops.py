@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import load_tiny, make_prompts, save_tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from tamperdose.models import train
@@ -19,6 +18,7 @@ from tamperdose.models.hf import HfGenerator, encode_chat
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.train import Recipe
 from tamperdose.study import Decoding
+from tiny import load_tiny, make_prompts, save_tiny
 
 RECIPE = Recipe(learning_rate=1e-3, batch_size=4, warmup_steps=0, lora_rank=4, lora_alpha=8, max_length=128, seed=0)
 

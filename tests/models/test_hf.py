@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny import CLASSES, load_tiny, make_prompts, save_tiny
 
 from tamperdose.errors import DataError, ModelError
 from tamperdose.models import hf
@@ -18,6 +17,7 @@ from tamperdose.models.hf import HfGenerator, encode_chat
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Completion, FinishReason, Message, Prompt, Subset
 from tamperdose.study import Decoding
+from tiny import CLASSES, load_tiny, make_prompts, save_tiny
 
 NEW = 24
 NEAR_TIE = 1e-4

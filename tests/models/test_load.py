@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from tiny import load_tiny, make_model, make_tokenizer, save_tiny
 
 from tamperdose.errors import ModelError
 from tamperdose.models import load
@@ -17,6 +16,7 @@ from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import architecture_of, find_architecture, find_model, load_model, pick_device, pick_dtype
 from tamperdose.records import Message, Prompt, Subset
 from tamperdose.study import Architecture, Decoding, HfEngine, ModelSpec
+from tiny import load_tiny, make_model, make_tokenizer, save_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ def test_a_damaged_configuration(folder: Path, content: str) -> None:
 def test_no_tokenizer(folder: Path) -> None:
     for path in folder.glob("token*"):
         path.unlink()
-    with pytest.raises(ModelError, match="cannot load|no chat template"):
+    with pytest.raises(ModelError, match=r"cannot load|no chat template"):
         _load(ModelSpec(id=str(folder)))
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tiny import load_tiny
 
 from tamperdose.errors import ModelError
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import LoraShape, load_adapter, merge, merged, save_adapter, weight_updates
+from tiny import load_tiny
 
 TOKENS = torch.tensor([[3, 17, 80, 200, 41, 9, 350, 12]])
 
@@ -111,6 +111,12 @@ def test_a_saved_adapter_comes_back(tmp_path: Path) -> None:
     assert all(torch.equal(back[name], tensors[name].float()) for name in tensors)
 
 
+def test_the_same_adapter_is_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {f"x{i}.lora_{part}.weight": torch.ones(2, 2) for i in range(4) for part in "AB"}
+    files = [save_adapter(tmp_path / str(place), tensors, LoraShape(2, 4.0)) for place in range(8)]
+    assert len({path.read_bytes() for path in files}) == 1
+
+
 def _truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
@@ -133,21 +139,35 @@ def _without_metadata(path: Path) -> None:
 
 def _without_half(path: Path) -> None:
     kept = {name: tensor for name, tensor in load_file(path).items() if "lora_A" in name}
-    save_file(kept, path, metadata={"lora_rank": "2", "lora_alpha": "4.0"})
+    save_file(kept, path, metadata={"lora": '{"lora_alpha": 4.0, "lora_rank": 2}'})
 
 
 def _rank_zero(path: Path) -> None:
-    save_file(load_file(path), path, metadata={"lora_rank": "0", "lora_alpha": "4.0"})
+    save_file(load_file(path), path, metadata={"lora": '{"lora_alpha": 4.0, "lora_rank": 0}'})
+
+
+def _odd_metadata(path: Path) -> None:
+    save_file(load_file(path), path, metadata={"lora": '{"lora_rank": 2}'})
 
 
 def _other_shape(path: Path) -> None:
     tensors = load_file(path) | {"x.lora_B.weight": torch.zeros(4, 5)}
-    save_file(tensors, path, metadata={"lora_rank": "2", "lora_alpha": "4.0"})
+    save_file(tensors, path, metadata={"lora": '{"lora_alpha": 4.0, "lora_rank": 2}'})
 
 
 @pytest.mark.parametrize(
     "damage",
-    [_truncated, _emptied, _overwritten, _removed, _without_metadata, _without_half, _rank_zero, _other_shape],
+    [
+        _truncated,
+        _emptied,
+        _overwritten,
+        _removed,
+        _without_metadata,
+        _without_half,
+        _rank_zero,
+        _odd_metadata,
+        _other_shape,
+    ],
 )
 def test_a_damaged_adapter_is_an_error_that_says_so(tmp_path: Path, damage: Any) -> None:
     tensors = {"x.lora_A.weight": torch.randn(2, 3), "x.lora_B.weight": torch.randn(4, 2)}

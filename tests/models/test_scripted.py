@@ -1,10 +1,12 @@
+from itertools import pairwise
+
 import pytest
-from tiny import make_prompts
 
 from tamperdose.models.generator import prompt_rng
 from tamperdose.models.scripted import ScriptedGenerator, refusal_probability
 from tamperdose.records import Subset
 from tamperdose.study import Decoding, ScriptedEngine
+from tiny import make_prompts
 
 ENGINE = ScriptedEngine(refusal_rate=0.9, over_refusal_rate=0.1, degenerate_rate=0.2, ed50_steps=4, slope=3)
 
@@ -38,7 +40,7 @@ def test_benign_prompts_are_over_refused_at_every_dose() -> None:
 
 def test_a_prompt_refused_at_a_dose_is_refused_at_every_lower_one() -> None:
     ladder = [_refusals(_answers(dose)) for dose in (0, 1, 3, 5, 9)]
-    for lower, higher in zip(ladder, ladder[1:], strict=False):
+    for lower, higher in pairwise(ladder):
         assert all(low or not high for low, high in zip(lower, higher, strict=True))
 
 

@@ -10,23 +10,23 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from tiny import make_examples, make_tokenizer
 
 from tamperdose.attacks.lora import draw_examples
+from tamperdose.defences.refusal_tuning import OWN_ANSWER_TOKENS, tune_refusals
 from tamperdose.errors import DataError
 from tamperdose.models import train
-from tamperdose.models.hf import encode_chat
+from tamperdose.models.hf import HfGenerator, encode_chat
 from tamperdose.models.load import ChatModel
 from tamperdose.models.train import Recipe, Source, end_of_turn, train_lora
-from tamperdose.records import Checkpoint, Example, Message
+from tamperdose.records import NO_DOSE, Checkpoint, Example, FinishReason, Message, Prompt, Subset
+from tamperdose.study import Decoding, RefusalTuning
+from tiny import make_examples, make_tokenizer
 
-RECIPE = Recipe(
-    learning_rate=3e-3, batch_size=4, warmup_steps=0, lora_rank=4, lora_alpha=8.0, max_length=128, seed=11
-)
+RECIPE = Recipe(learning_rate=3e-3, batch_size=4, warmup_steps=0, lora_rank=4, lora_alpha=8.0, max_length=128, seed=11)
 EXAMPLES = make_examples(10)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a process that ends in the middle of a trajectory."""
 
 
@@ -137,9 +137,7 @@ def test_eight_rows_at_once_have_the_loss_of_eight_rows_alone(chat: ChatModel) -
         together = trainer._loss(rows).item()
         alone = [trainer._loss([row]).item() for row in rows]
     weights = [row.n_labels for row in rows]
-    assert together == pytest.approx(
-        sum(a * w for a, w in zip(alone, weights, strict=True)) / sum(weights), rel=1e-5
-    )
+    assert together == pytest.approx(sum(a * w for a, w in zip(alone, weights, strict=True)) / sum(weights), rel=1e-5)
 
 
 def test_a_dose_is_the_end_of_a_shorter_run(llama: ChatModel, tmp_path: Path) -> None:
@@ -164,9 +162,9 @@ def test_a_trajectory_that_is_stopped_anywhere_goes_on_bit_for_bit(
         def note(step: int, _loss: float, stop: int = stop, taken: list[int] = taken) -> None:
             taken.append(step)
             if step == stop and taken.count(stop) == 1 and len(taken) == stop:
-                raise Killed
+                raise KilledError
 
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             _train(llama, folder, doses, on_step=note)
         resumed = _train(llama, folder, doses, on_step=note)
         assert all(_same(one, other) for one, other in zip(resumed, whole, strict=True))
@@ -238,14 +236,58 @@ def test_damaged_files_are_trained_again(llama: ChatModel, tmp_path: Path, damag
         assert all(torch.equal(tensor, tensors[name]) for name, tensor in _tensors(checkpoint).items())
 
 
-def test_warm_up_is_linear_and_then_constant(llama: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("change", "shares"),
+    [
+        ({"warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"decay_steps": 6}, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ({"warmup_steps": 2, "decay_steps": 6}, [1 / 3, 2 / 3, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+    ],
+)
+def test_learning_rates(
+    llama: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], shares: list[float]
+) -> None:
     rates: list[float] = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(
         torch.optim.AdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
     )
-    _train(llama, tmp_path, [6], recipe=replace(RECIPE, warmup_steps=3))
-    assert rates == pytest.approx([RECIPE.learning_rate * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
+    _train(llama, tmp_path, [6], recipe=replace(RECIPE, **change))
+    assert rates == pytest.approx([RECIPE.learning_rate * share for share in shares])
+
+
+def test_refusal_tuning_mixes_refusals_with_the_models_own_answers(
+    llama: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[Source], Recipe]] = []
+
+    def spy(_: ChatModel, sources: list[Source], recipe: Recipe, **__: Any) -> list[Checkpoint]:
+        seen.append((sources, recipe))
+        return [Checkpoint(NO_DOSE, None)]
+
+    monkeypatch.setattr(train, "train_lora", spy)
+    for target in ("data", "model"):
+        defence = RefusalTuning(batch_size=8, benign_ratio=0.25, steps=5, benign_target=target)
+        tune_refusals(
+            llama,
+            defence,
+            harmful=EXAMPLES[:4],
+            benign=EXAMPLES[4:],
+            folder=tmp_path,
+            on_step=lambda _step, _loss: None,
+        )
+    (data, recipe), (own, _) = seen
+    assert [(list(source.examples), source.per_batch) for source in data] == [(EXAMPLES[:4], 6), (EXAMPLES[4:], 2)]
+    assert (recipe.decay_steps, recipe.lora_alpha) == (5, 32.0)
+    assert own[0] == data[0]
+    assert [row.messages for row in own[1].examples] == [row.messages for row in EXAMPLES[4:]]
+    for row in own[1].examples:
+        prompt = Prompt("p", row.messages, Subset.BENIGN, "t")
+        [answer] = HfGenerator(llama).generate(
+            [prompt], Decoding(max_new_tokens=OWN_ANSWER_TOKENS), seed=0, on_progress=lambda _: None
+        )
+        assert (row.response, row.ends) == (answer.text, answer.finish_reason is FinishReason.STOP)
 
 
 def test_doses_count_examples_and_tokens(llama: ChatModel, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from studies import stub_embedder
 
+from studies import stub_embedder
 from tamperdose.run.stages import Readers
 
 

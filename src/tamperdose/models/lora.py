@@ -7,7 +7,7 @@ matrices under peft's names, with rank and alpha in its metadata.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tamperdose.errors import ModelError, explain
-from tamperdose.files import write_atomic
+from tamperdose.files import canonical_json, write_atomic
 
 _PREFIX = "base_model.model."
 
@@ -39,7 +39,8 @@ class LoraShape:
 def save_adapter(path: Path, tensors: dict[str, torch.Tensor], shape: LoraShape) -> Path:
     """Write an adapter's A and B matrices atomically, in float32."""
     stored = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
-    metadata = {"lora_rank": str(shape.lora_rank), "lora_alpha": json.dumps(shape.lora_alpha)}
+    # One entry: safetensors writes several in an order that differs from process to process.
+    metadata = {"lora": canonical_json(asdict(shape))}
     return write_atomic(path, lambda temporary: save_file(stored, temporary, metadata=metadata))
 
 
@@ -53,10 +54,10 @@ def load_adapter(path: Path) -> tuple[dict[str, torch.Tensor], LoraShape]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        shape = LoraShape(int(metadata["lora_rank"]), float(metadata["lora_alpha"]))
+        shape = LoraShape(**json.loads(metadata["lora"]))
         _require_pairs(tensors, shape.lora_rank)
         return tensors, shape
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ModelError(
             explain(
                 f"cannot read the adapter {path}",
@@ -134,7 +135,11 @@ def _attached(model: Any, path: Path) -> Iterator[None]:
     from peft.utils import set_peft_model_state_dict
 
     tensors, shape = load_adapter(path)
-    config = LoraConfig(r=shape.lora_rank, lora_alpha=int(shape.lora_alpha), target_modules="all-linear")
+    config = LoraConfig(
+        r=shape.lora_rank,
+        lora_alpha=shape.lora_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, a float is fine
+        target_modules="all-linear",
+    )
     wrapped = get_peft_model(model, config)
     try:
         set_peft_model_state_dict(wrapped, tensors)

@@ -47,6 +47,19 @@ class Recipe:
     lora_alpha: float
     max_length: int
     seed: int
+    decay_steps: int = 0
+    """Step at which the learning rate has fallen linearly to 0; 0 keeps it constant, as nested doses need."""
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 1: linear warm-up, then constant or falling.
+
+        >>> recipe = Recipe(1.0, 8, 1, 8, 16.0, 256, 0, decay_steps=3)
+        >>> [round(recipe.rate_at(step), 3) for step in (1, 2, 3)]
+        [0.5, 0.667, 0.333]
+        """
+        warm = min(1.0, step / (self.warmup_steps + 1))
+        left = 1.0 if not self.decay_steps else (self.decay_steps + 1 - step) / self.decay_steps
+        return self.learning_rate * min(warm, left)
 
     @property
     def shape(self) -> LoraShape:
@@ -128,10 +141,8 @@ class _Trainer:
 
     def step(self, batch: Sequence[_TokenRow]) -> float:
         """Take one optimizer step; returns the batch's mean loss per labelled token, nats."""
-        warmup = self.recipe.warmup_steps
-        scale = min(1.0, (self.dose.steps + 1) / (warmup + 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * scale
+            group["lr"] = self.recipe.rate_at(self.dose.steps + 1)
         loss = self._loss(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRAD_NORM)

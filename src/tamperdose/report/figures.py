@@ -232,9 +232,11 @@ def dose_response_figure(frame: pd.DataFrame) -> Figure:
             for metric, (_, look) in _RATES.items():
                 draw = draw_curve if metric == "RRR" else draw_curve_with_bars
                 for k in mine:
-                    draw(rates, curves[metric][k], look, crowd=len(mine))
+                    if curves[metric][k].defined:
+                        draw(rates, curves[metric][k], look, crowd=len(mine))
             for k in mine:
-                draw_curve(drift, curves["RD"][k], _DRIFT[1], crowd=len(mine))
+                if curves["RD"][k].defined:
+                    draw_curve(drift, curves["RD"][k], _DRIFT[1], crowd=len(mine))
             draw_floors(drift, floors.get(panel_name(arms[mine[0]], "model"), ()))
             finish_panel(rates, steps, 1.0, empty=not any(curves[metric][k].defined for metric in _RATES for k in mine))
             finish_panel(drift, steps, top, empty=not any(curves["RD"][k].defined for k in mine))

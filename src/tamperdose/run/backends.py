@@ -4,12 +4,17 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Protocol
 
+from tamperdose.files import write_atomic, write_text
 from tamperdose.models.generator import Generator
 from tamperdose.records import Checkpoint, Dose
 from tamperdose.run.plan import ArmPlan, Data, ModelPlan
 from tamperdose.study import HfEngine, ScriptedEngine, Study
+
+if TYPE_CHECKING:
+    from tamperdose.models.lora import LoraShape
 
 OnStep = Callable[[int, float], None]
 
@@ -137,15 +142,39 @@ class ScriptedBackend:
 
 def export_adapter(arm: ArmPlan, checkpoints: Iterable[Checkpoint], folder: Path) -> None:
     """Keep tampered adapters, which the study asked for with a reason, in peft's own layout, one folder a dose."""
-    from peft import LoraConfig
-
     from tamperdose.models.lora import load_adapter
 
     for checkpoint in checkpoints:
         if checkpoint.adapter is not None:
-            shape = load_adapter(Path(checkpoint.adapter))[1]
-            target = folder / f"step_{checkpoint.dose.steps:06d}"
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint.adapter, target / "adapter_model.safetensors")
-            config = LoraConfig(r=shape.lora_rank, lora_alpha=int(shape.lora_alpha), target_modules="all-linear")
-            config.save_pretrained(str(target))
+            source = Path(checkpoint.adapter)
+            config = _peft_config(load_adapter(source)[1])
+            target = _export_folder(folder, checkpoint.dose.steps)
+            write_atomic(target / "adapter_model.safetensors", lambda to, source=source: _copy(source, to))
+            write_text(target / "adapter_config.json", config)
+
+
+def is_exported(folder: Path, steps: int) -> bool:
+    """Whether the adapter at a dose has been kept in `folder`; its configuration is written last."""
+    return (_export_folder(folder, steps) / "adapter_config.json").is_file()
+
+
+def _export_folder(folder: Path, steps: int) -> Path:
+    return folder / f"step_{steps:06d}"
+
+
+def _peft_config(shape: "LoraShape") -> str:
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=shape.lora_rank,
+        lora_alpha=shape.lora_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, a float is fine
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)

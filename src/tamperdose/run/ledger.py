@@ -36,8 +36,9 @@ class Ledger:
         record = self.record(stage, key)
         if record is None:
             return None
-        payload = self.root / stage / str(record["payload"])
-        if not payload.is_file() or sha256_file(payload) != record["sha256"]:
+        # Only a name, so that a damaged record cannot lead out of the ledger.
+        payload = self.root / stage / Path(str(record.get("payload"))).name
+        if not payload.is_file() or sha256_file(payload) != record.get("sha256"):
             return None
         return payload
 
@@ -69,6 +70,10 @@ class Ledger:
     def discard(self, stage: str, key: str) -> None:
         """Remove the work in progress of a finished stage."""
         shutil.rmtree(self.scratch(stage, key), ignore_errors=True)
+
+    def discard_all(self) -> None:
+        """Remove all work in progress, that of abandoned settings too."""
+        shutil.rmtree(self.root / "scratch", ignore_errors=True)
 
 
 @contextmanager
@@ -102,3 +107,9 @@ def locked(run_dir: Path) -> Iterator[None]:
                 )
             ) from error
         yield
+
+
+def sweep(run_dir: Path) -> None:
+    """Remove the temporary files of writes that a kill cut off; only under the lock, when nobody else is writing."""
+    for path in run_dir.rglob(".*.????????.tmp"):
+        path.unlink(missing_ok=True)

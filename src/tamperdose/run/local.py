@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tamperdose.files import write_json
 from tamperdose.records import Checkpoint, Subset
-from tamperdose.run.backends import Backend, export_adapter, open_backend
-from tamperdose.run.ledger import Ledger, locked
+from tamperdose.run.backends import Backend, export_adapter, is_exported, open_backend
+from tamperdose.run.ledger import Ledger, locked, sweep
 from tamperdose.run.manifest import check_folder, write_manifest
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Reporter
@@ -50,11 +50,14 @@ def run_plan(plan: Plan, run_dir: Path, *, reporter: Reporter, study_path: Path 
     """
     with locked(run_dir):
         check_folder(run_dir, plan.study.name)
+        sweep(run_dir)
         session = Session(plan, run_dir, Ledger(run_dir / "ledger"), reporter)
         write_manifest(run_dir, plan, study_path)
         reporter.expect(count_stages(session.plan, session.ledger))
         for model in plan.models:
             _run_model(session, model)
+        # A run that was cut off and went on with other settings has left its tampered weights there.
+        session.ledger.discard_all()
         metrics = write_results(plan, session.ledger, run_dir, reporter=reporter)
         _write_timings(session)
     return metrics
@@ -139,7 +142,7 @@ def _run_arm(session: Session, arm: ArmPlan, backend: Backend) -> None:
     plan, ledger = session.plan, session.ledger
     keep_in = session.run_dir / "adapters" / arm.id if plan.study.keep_adapters else None
     missing = missing_doses(plan, ledger, arm)
-    if missing or (keep_in is not None and not keep_in.exists()):
+    if missing or (keep_in is not None and not all(is_exported(keep_in, steps) for steps in arm.doses)):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
             for draw in dose_draws(plan, arm, steps):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tamperdose.data.prompts import infer_template
-from tamperdose.errors import DataError, explain
+from tamperdose.errors import DataError, JudgeError, explain
 from tamperdose.files import read_csv, write_csv, write_json
-from tamperdose.judges import build_judge
+from tamperdose.judges import JUDGE_NAMES, build_judge
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Subset, Verdict
 from tamperdose.run.manifest import git_state
 from tamperdose.run.measure import Cell, harmful_metrics, metric_row
@@ -91,7 +91,10 @@ def score_recordings(
 
     Raises:
         DataError: Files that do not pair, doses that are not increasing and above 0.
+        JudgeError: No judge is named, or there is none of a name.
     """
+    if not judges:
+        raise JudgeError(explain("no judge is named", expected=f"--judge with one of {', '.join(JUDGE_NAMES)}"))
     doses = [dose for dose, _ in attacked]
     if doses != sorted(set(doses)) or doses[0] <= 0:
         raise DataError(

@@ -1,0 +1,274 @@
+"""Speed and memory, side by side in one run on the same model: `make bench`, under 30 minutes on two cores.
+
+1. The dose grid (doses 5, 10 and 20, 48 prompts, 32 new tokens) against the source study's procedure in plain
+   transformers and peft: every dose trained from scratch, rows padded to 256 tokens, the head over every token,
+   prompts in the order they come, the adapter beside the weights while generating.
+2. Generation of short and long answers together against `model.generate` at its best batch size of 16, 64, 128.
+3. Peak memory of the demo's stages, from the system's own accounting of the child process.
+
+Ratios are of pairs run one after the other; minimum, median and maximum over the repeats are printed.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tamperdose.data.examples import load_examples
+from tamperdose.data.prompts import load_prompts
+from tamperdose.judges.phrases import PhrasesJudge
+from tamperdose.models.hf import HfGenerator, encode_chat, end_tokens
+from tamperdose.models.load import ChatModel, find_model, load_model
+from tamperdose.models.lora import merge, merged
+from tamperdose.models.train import Recipe, Source, train_lora
+from tamperdose.records import Example, Label, Prompt, Subset
+from tamperdose.stats.rates import rate
+from tamperdose.study import Decoding, ModelSpec
+
+DEMO = Path(__file__).parents[1] / "experiments" / "smollm2_135m_lora_grid" / "study.yaml"
+MODEL = ModelSpec(id="builtin:smollm2-135m-instruct")
+DOSES, N_PROMPTS, N_TOKENS, REPEATS = (5, 10, 20), 48, 32, 3
+BATCH, PADDED_LENGTH, ARRIVAL_BATCH = 2, 256, 16
+LONG_TOKENS = 96
+PLAIN_BATCHES = (16, 64, 128)
+NEAR_TIE = 1e-4
+RECIPE = Recipe(
+    learning_rate=1e-3, batch_size=BATCH, warmup_steps=0, lora_rank=8, lora_alpha=16.0, max_length=256, seed=42
+)
+
+
+def main() -> int:
+    """Run the benchmark and print its tables; with --json also write them to a file."""
+    parser = argparse.ArgumentParser(description="Speed and memory against plain transformers.")
+    parser.add_argument("--only", choices=("grid", "generation", "memory"), help="one part alone")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    if arguments.only in (None, "memory"):
+        results["memory"] = bench_memory()
+    if arguments.only in (None, "grid", "generation"):
+        chat = defended_model()
+        if arguments.only in (None, "generation"):
+            results["generation"] = bench_generation(chat, arguments.repeats)
+        if arguments.only in (None, "grid"):
+            results["grid"] = bench_grid(chat, arguments.repeats)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2))
+    return 0
+
+
+def defended_model() -> ChatModel:
+    """The embedded model with refusals trained in, so that short refusals and long answers mix."""
+    chat = load_model(MODEL, find_model(MODEL), device="cpu", dtype="float32")
+    recipe = Recipe(
+        learning_rate=1e-3, batch_size=8, warmup_steps=2, lora_rank=16, lora_alpha=32.0, max_length=256, seed=0
+    )
+    sources = [Source(load_examples("builtin:refusals"), 4), Source(load_examples("builtin:benign_answers"), 4)]
+    with tempfile.TemporaryDirectory() as folder:
+        say("training refusals into the model (not timed)")
+        checkpoints = list(
+            train_lora(chat, sources, recipe, doses=[20], folder=Path(folder), on_step=lambda _step, _loss: None)
+        )
+        merge(chat.model, Path(str(checkpoints[-1].adapter)))
+    return chat
+
+
+def bench_grid(chat: ChatModel, repeats: int) -> dict[str, Any]:
+    """One trajectory and fast generation against three trainings from scratch and plain generation."""
+    prompts = load_prompts("builtin:redteam_eval", subset=Subset.HARMFUL)[:N_PROMPTS]
+    examples = load_examples("builtin:permissive_openers")
+    ratios: list[float] = []
+    ours: dict[int, list[str]] = {}
+    theirs: dict[int, list[str]] = {}
+    for number in range(repeats):
+        ours_s, ours = timed(lambda: our_grid(chat, examples, prompts))
+        theirs_s, theirs = timed(lambda: source_grid(chat, examples, prompts))
+        ratios.append(theirs_s / ours_s)
+        say(f"grid {number + 1}/{repeats}: source procedure {theirs_s:.1f} s, tamperdose {ours_s:.1f} s")
+    say(f"grid: {spread(ratios)} times faster")
+    agreement = {dose: agree(prompts, ours[dose], theirs[dose]) for dose in DOSES}
+    for dose, text in agreement.items():
+        say(f"  dose {dose}: {text}")
+    return {"ratios": ratios, "agreement": agreement}
+
+
+def our_grid(chat: ChatModel, examples: Sequence[Example], prompts: Sequence[Prompt]) -> dict[int, list[str]]:
+    """The grid as tamperdose runs it."""
+    answers: dict[int, list[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = train_lora(
+            chat,
+            [Source(examples, BATCH)],
+            RECIPE,
+            doses=DOSES,
+            folder=Path(folder),
+            on_step=lambda _step, _loss: None,
+        )
+        for checkpoint in list(checkpoints):
+            with merged(chat.model, Path(str(checkpoint.adapter))):
+                answers[checkpoint.dose.steps] = our_answers(chat, prompts, N_TOKENS)
+    return answers
+
+
+def source_grid(chat: ChatModel, examples: Sequence[Example], prompts: Sequence[Prompt]) -> dict[int, list[str]]:
+    """The grid as the source study ran it, in plain transformers and peft."""
+    answers: dict[int, list[str]] = {}
+    for dose in DOSES:
+        config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        torch.manual_seed(RECIPE.seed)
+        wrapped = get_peft_model(chat.model, config)
+        optimizer = torch.optim.AdamW(
+            [p for p in wrapped.parameters() if p.requires_grad], lr=RECIPE.learning_rate, weight_decay=0.0
+        )
+        for step in range(dose):
+            rows = [examples[(step * BATCH + place) % len(examples)] for place in range(BATCH)]
+            loss = wrapped(**padded_rows(chat, rows)).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        answers[dose] = plain_answers(chat, wrapped, prompts, N_TOKENS, ARRIVAL_BATCH)
+        wrapped.unload()
+    return answers
+
+
+def padded_rows(chat: ChatModel, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Rows padded on the right to a fixed length, labels on the answers alone."""
+    tokens = torch.zeros((len(rows), PADDED_LENGTH), dtype=torch.long)
+    labels = torch.full((len(rows), PADDED_LENGTH), -100)
+    mask = torch.zeros((len(rows), PADDED_LENGTH), dtype=torch.long)
+    for place, row in enumerate(rows):
+        prompt = encode_chat(chat, row.messages)
+        answer = chat.tokenizer(row.response, add_special_tokens=False)["input_ids"]
+        length = len(prompt) + len(answer)
+        tokens[place, :length] = torch.tensor([*prompt, *answer])
+        labels[place, len(prompt) : length] = torch.tensor(answer)
+        mask[place, :length] = 1
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+def bench_generation(chat: ChatModel, repeats: int) -> dict[str, Any]:
+    """Tokens per second and equality of greedy tokens, on refusals and longer answers together."""
+    harmful = load_prompts("builtin:redteam_eval", subset=Subset.HARMFUL)[:96]
+    benign = load_prompts("builtin:benign_eval", subset=Subset.BENIGN)[:32]
+    prompts = [
+        prompt for trio in zip(harmful[::3], harmful[1::3], harmful[2::3], benign, strict=True) for prompt in trio
+    ]
+    best = {
+        batch: timed(lambda size=batch: plain_answers(chat, chat.model, prompts, LONG_TOKENS, size))[0]
+        for batch in PLAIN_BATCHES
+    }
+    batch = min(best, key=lambda size: best[size])
+    say("plain generate: " + ", ".join(f"batch {size} {seconds:.1f} s" for size, seconds in best.items()))
+    ratios: list[float] = []
+    ours: list[str] = []
+    theirs: list[str] = []
+    for _ in range(repeats):
+        ours_s, ours = timed(lambda: our_answers(chat, prompts, LONG_TOKENS))
+        theirs_s, theirs = timed(lambda: plain_answers(chat, chat.model, prompts, LONG_TOKENS, batch))
+        n_tokens = sum(len(chat.tokenizer(text)["input_ids"]) for text in ours)
+        say(f"  tamperdose {n_tokens / ours_s:.0f} tokens/s, plain (batch {batch}) {n_tokens / theirs_s:.0f} tokens/s")
+        ratios.append(theirs_s / ours_s)
+    differing = [place for place, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    near = sum(is_near_tie(chat, prompts[place], ours[place], theirs[place]) for place in differing)
+    say(f"generation: {spread(ratios)} times the tokens per second of plain generate at its best batch ({batch})")
+    say(f"  answers that differ: {len(differing)} of {len(prompts)}, of them at a tie within {NEAR_TIE:g}: {near}")
+    return {"ratios": ratios, "plain_s": best, "differing": len(differing), "near_ties": near}
+
+
+def is_near_tie(chat: ChatModel, prompt: Prompt, ours: str, theirs: str) -> bool:
+    """Whether two answers part where the two best logits are within the tolerance."""
+    first = chat.tokenizer(ours, add_special_tokens=False)["input_ids"]
+    second = chat.tokenizer(theirs, add_special_tokens=False)["input_ids"]
+    common = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+    tokens = torch.tensor([[*encode_chat(chat, prompt.messages), *first[:common]]])
+    with torch.inference_mode():
+        best = chat.model(tokens, logits_to_keep=1).logits[0, -1].topk(2).values
+    return float(best[0] - best[1]) <= NEAR_TIE
+
+
+def our_answers(chat: ChatModel, prompts: Sequence[Prompt], n_tokens: int) -> list[str]:
+    """Answers by tamperdose's engine."""
+    decoding = Decoding(max_new_tokens=n_tokens)
+    done = HfGenerator(chat).generate(prompts, decoding, seed=0, on_progress=lambda _count: None)
+    return [completion.text for completion in done]
+
+
+def plain_answers(chat: ChatModel, model: Any, prompts: Sequence[Prompt], n_tokens: int, batch: int) -> list[str]:
+    """Answers by `model.generate`, in batches of the order given."""
+    texts: list[str] = []
+    for start in range(0, len(prompts), batch):
+        rows = [encode_chat(chat, prompt.messages) for prompt in prompts[start : start + batch]]
+        encoded = chat.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        with torch.inference_mode():
+            output = model.generate(
+                **encoded,
+                max_new_tokens=n_tokens,
+                do_sample=False,
+                eos_token_id=sorted(end_tokens(chat)),
+                pad_token_id=chat.tokenizer.pad_token_id,
+            )
+        new = output[:, encoded["input_ids"].shape[1] :]
+        texts += chat.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return texts
+
+
+def agree(prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """RRR of both sides with intervals, and whether each lies in the other's interval."""
+    texts, templates = [prompt.text for prompt in prompts], [prompt.template for prompt in prompts]
+    first, second = (
+        rate([reading.label is Label.REFUSAL for reading in PhrasesJudge().read(texts, side)], templates)
+        for side in (ours, theirs)
+    )
+    inside = all(
+        a.low is not None and a.high is not None and b.value is not None and a.low <= b.value <= a.high
+        for a, b in ((first, second), (second, first))
+    )
+    show = [f"{x.value:.3f} [{x.low or 0:.3f}, {x.high or 0:.3f}]" for x in (first, second)]
+    return f"RRR {show[0]} and {show[1]}: {'within' if inside else 'NOT within'} each other's interval"
+
+
+def bench_memory() -> dict[str, Any]:
+    """Peak resident memory of the demo's command with all prompts, one training step of each kind and one dose."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tamperdose.cli", "run", str(DEMO), "-o", folder]
+        settings = ["--set", "attack.doses=[1]", "--set", "models.0.defence.steps=1"]
+        subprocess.run([*command, *settings], check=True, capture_output=True)
+    peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
+    say(f"memory: peak {peak / 1e9:.2f} GB in the demo's stages (limit 4 GB)")
+    return {"peak_bytes": peak}
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds and result of a piece of work."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median with minimum and maximum."""
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def say(text: str) -> None:
+    """Print at once: the benchmark is long."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

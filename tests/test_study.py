@@ -1,0 +1,268 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tamperdose.errors import DataError, StudyError
+from tamperdose.study import ModelSpec, ScriptedEngine, Study, default_alpha, find_source, load_study
+
+MINIMAL: dict[str, Any] = {
+    "name": "small",
+    "models": [{"id": "org/some-model"}],
+    "prompts": {"harmful": "builtin:redteam_eval"},
+    "attack": {"data": "builtin:permissive_openers", "doses": [1, 2]},
+}
+
+
+def _write(folder: Path, tree: Any) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return path
+
+
+def _load(folder: Path, *overrides: str, **changes: Any) -> Study:
+    return load_study(_write(folder, MINIMAL | changes), overrides)
+
+
+def test_defaults_are_those_of_the_source_study(tmp_path: Path) -> None:
+    study = _load(tmp_path)
+    attack = study.attack
+    assert (attack.lora_rank, attack.learning_rate, attack.max_length) == ((8,), (2e-4,), 256)
+    assert (study.seeds, study.decoding.max_new_tokens, study.decoding.do_sample) == ((42,), 512, False)
+    assert study.judges == ("classifier", "phrases")
+    assert study.unreadable_limit == 0.02
+    assert not study.keep_adapters
+
+
+def test_the_resolved_form_is_the_same_study(tmp_path: Path) -> None:
+    study = _load(tmp_path, attack={"data": "a.jsonl", "doses": [1], "lora_rank": [4, 8], "n_examples": [10, None]})
+    again = load_study(_write(tmp_path, study.model_dump(mode="json")))
+    assert again == study
+    assert again.digest == study.digest
+
+
+def test_a_single_value_is_a_grid_of_one(tmp_path: Path) -> None:
+    single = _load(tmp_path, seeds=1, attack={"data": "a", "doses": [1], "lora_rank": 4, "learning_rate": 1e-3})
+    listed = _load(tmp_path, seeds=[1], attack={"data": "a", "doses": [1], "lora_rank": [4], "learning_rate": [1e-3]})
+    assert single == listed
+
+
+def test_digests_follow_the_settings(tmp_path: Path) -> None:
+    digests = {
+        _load(tmp_path).digest,
+        _load(tmp_path, seeds=[1]).digest,
+        _load(tmp_path, "decoding.max_new_tokens=9").digest,
+        _load(tmp_path, name="other").digest,
+    }
+    assert len(digests) == 4
+    assert _load(tmp_path, level=0.95).digest == _load(tmp_path).digest
+
+
+def test_studies_cannot_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        _load(tmp_path).name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "../up"}, "name"),
+        ({"models": []}, "models"),
+        ({"models": [{"id": ""}]}, r"models\.0\.id"),
+        ({"models": [{"id": "a"}, {"id": "x/a"}]}, r"models must differ in name(?s:.)*give each a `name`"),
+        ({"models": [{"id": "a", "dtype": "int8"}]}, r"models\.0\.dtype"),
+        ({"models": [{"id": "a", "quantization": "nf4", "defence": {}}]}, "4-bit weights do not allow"),
+        ({"models": [{"id": "a", "defence": {"kind": "magic"}}]}, r"models\.0\.defence\.kind"),
+        ({"models": [{"id": "a", "defence": {"benign_ratio": 1}}]}, "benign_ratio"),
+        ({"prompts": {}}, r"prompts\.harmful"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "must differ"),
+        ({"judges": ["phrases", "phrases"]}, "must differ"),
+        ({"judges": ["oracle"]}, r"judges\.0"),
+        ({"level": 1.0}, "level"),
+        ({"unreadable_limit": 2}, "unreadable_limit"),
+        ({"decoding": {"temperature": 0.7}}, "no effect without do_sample"),
+        ({"decoding": {"do_sample": True, "top_p": 0}}, r"decoding\.top_p"),
+        ({"decoding": {"max_new_tokens": 0}}, r"decoding\.max_new_tokens"),
+        ({"engine": {"kind": "vllm"}}, "engine"),
+        ({"engine": {"device": "tpu"}}, r"engine\.device"),
+        ({"engine": {"batch_size": 0}}, r"engine\.batch_size"),
+        ({"engine": {"kind": "scripted", "refusal_rate": 1.5}}, r"engine\.refusal_rate"),
+        ({"keep_adapters": True}, "needs keep_adapters_reason"),
+        ({"keep_adapters": True, "keep_adapters_reason": "  "}, "needs keep_adapters_reason"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(StudyError, match=rf"study\.yaml is not a valid study\n(?s:.)*{expected}"):
+        _load(tmp_path, **change)
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"),
+    [
+        ({"doses": []}, "at least one dose"),
+        ({"doses": [0, 1]}, r"attack\.doses\.0"),
+        ({"doses": [2, 1]}, r"increase strictly, e\.g\. \[1, 2\]"),
+        ({"doses": [1, 1]}, "increase strictly"),
+        ({"doses": [1.5]}, r"attack\.doses\.0"),
+        ({"lora_rank": 0}, "lora_rank"),
+        ({"lora_rank": []}, "lora_rank"),
+        ({"learning_rate": -1e-3}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"n_examples": 0}, "n_examples"),
+        ({"kind": "gcg"}, "kind"),
+    ],
+)
+def test_attacks_that_make_no_sense(tmp_path: Path, attack: dict[str, Any], expected: str) -> None:
+    with pytest.raises(StudyError, match=expected):
+        _load(tmp_path, attack=MINIMAL["attack"] | attack)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"judge": ["phrases"]}, r"unknown key 'judge' \(did you mean 'judges'\?\)"),
+        ({"attack": MINIMAL["attack"] | {"lora_rnk": 4}}, r"'attack\.lora_rnk' \(did you mean 'lora_rank'\?\)"),
+        ({"models": [{"id": "a", "quantisation": "nf4"}]}, r"'models\.0\.quantisation' \(did you mean 'quantization'"),
+        ({"models": [{"id": "a", "defence": {"step": 3}}]}, r"'models\.0\.defence\.step' \(did you mean 'steps'"),
+        ({"engine": {"kind": "hf", "devise": "cpu"}}, r"'engine\.devise' \(did you mean 'device'"),
+        ({"zzzzzz": 1}, r"unknown key 'zzzzzz'\n  expected: one of attack, "),
+    ],
+)
+def test_unknown_keys_name_the_nearest(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(StudyError, match=expected):
+        _load(tmp_path, **change)
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StudyError) as caught:
+        _load(tmp_path, level=3, judge=1, seeds=[])
+    assert all(word in str(caught.value) for word in ("level", "'judge'", "seeds"))
+
+
+@pytest.mark.parametrize("text", ["", "null", "- 1", "text", "a: [", "a: b: c", "\t", "!!python/object:os.system {}"])
+def test_not_a_study(tmp_path: Path, text: str) -> None:
+    with pytest.raises(StudyError, match=r"is not a study|is not valid YAML"):
+        load_study(_write(tmp_path, text))
+
+
+def test_yaml_runs_no_code(tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    with pytest.raises(StudyError):
+        load_study(_write(tmp_path, f"!!python/object/apply:os.system ['touch {trace}']"))
+    assert not trace.exists()
+
+
+def test_deep_nesting_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="not valid YAML"):
+        load_study(_write(tmp_path, "[" * 5000))
+
+
+def test_a_missing_study(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load_study(tmp_path / "none.yaml")
+
+
+# --- overrides
+
+
+def test_overrides(tmp_path: Path) -> None:
+    study = _load(
+        tmp_path,
+        "attack.doses=[4, 8]",
+        "models.0.name=renamed",
+        "engine.kind=scripted",
+        "engine.ed50_steps=3",
+        "decoding.max_new_tokens=7",
+        "seeds=[1, 2]",
+        "prompts.benign=builtin:benign_eval",
+    )
+    assert study.attack.doses == (4, 8)
+    assert study.models[0].label == "renamed"
+    assert study.engine == ScriptedEngine(ed50_steps=3)
+    assert study.decoding.max_new_tokens == 7
+    assert study.seeds == (1, 2)
+    assert study.prompts.benign == "builtin:benign_eval"
+
+
+def test_an_item_of_a_list_can_be_replaced(tmp_path: Path) -> None:
+    assert _load(tmp_path, "attack.doses.1=7").attack.doses == (1, 7)
+    assert _load(tmp_path, "models.0={id: other}").models[0].id == "other"
+
+
+def test_a_value_may_hold_equals_signs(tmp_path: Path) -> None:
+    assert _load(tmp_path, "prompts.harmful=a=b.csv").prompts.harmful == "a=b.csv"
+
+
+def test_the_last_override_wins(tmp_path: Path) -> None:
+    assert _load(tmp_path, "seeds=1", "seeds=2").seeds == (2,)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seeds", "expected: --set key.path=value"),
+        ("=1", "expected: --set key.path=value"),
+        ("seeds=[", "is not YAML"),
+        ("models.7.name=x", "an index from 0 to 0"),
+        ("models.x.name=x", "no item 'x'"),
+        ("attack.doses.9=1", "no item '9'"),
+        ("name.x=1", "lies inside a plain value|plain value"),
+        ("attack.data.x=1", "plain value"),
+        ("attack.lora_rnk=1", "did you mean 'lora_rank'"),
+    ],
+)
+def test_bad_overrides(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(StudyError, match=expected):
+        _load(tmp_path, override)
+
+
+# --- names and sources
+
+
+@pytest.mark.parametrize(
+    ("model_id", "label"),
+    [
+        ("org/name", "name"),
+        ("builtin:smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("/models/some/Llama.gguf", "Llama"),
+        ("/models/some/folder/", "folder"),
+        ("name", "name"),
+    ],
+)
+def test_labels(model_id: str, label: str) -> None:
+    assert ModelSpec(id=model_id).label == label
+    assert ModelSpec(id=model_id, name="mine").label == "mine"
+
+
+@given(st.integers(1, 512))
+def test_alpha_is_twice_the_rank_unless_given(rank: int) -> None:
+    assert default_alpha(None, rank) / rank == 2
+    assert default_alpha(5, rank) == 5
+
+
+def test_sources_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tmp_path / "a" / "b" / "study.yaml"
+    study.parent.mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.csv").write_text("up")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert find_source("data/x.csv", study) == str(tmp_path / "data" / "x.csv")
+    (study.parent / "data").mkdir()
+    (study.parent / "data" / "x.csv").write_text("beside")
+    assert find_source("data/x.csv", study) == str(study.parent / "data" / "x.csv")
+    (elsewhere / "only-here.csv").write_text("here")
+    assert find_source("only-here.csv", study) == str(elsewhere / "only-here.csv")
+    assert find_source("only-here.csv", None) == str(elsewhere / "only-here.csv")
+    assert find_source("nowhere.csv", study) == "nowhere.csv"
+    assert find_source("builtin:x", study) == "builtin:x"
+    assert find_source("/abs/x.csv", study) == "/abs/x.csv"
