@@ -10,6 +10,8 @@ DEMO := experiments/smollm2_135m_lora_grid
 # Weights come from installed packages, so nothing here needs a hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
+# Waiting threads sleep: spinning ones stall on shared cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup demo test check bench figures clean
 

@@ -567,6 +567,23 @@ def test_score_needs_a_judge(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_whole_run_with_the_real_encoder(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    changes = tiny_changes(tiny_folders["qwen2"], judges=["classifier", "phrases"])
+    attack = {"data": "attack.jsonl", "batch_size": 2, "lora_rank": 2, "doses": [1, 3], "learning_rate": 0.05}
+    study = write_study(tmp_path, **changes, attack=attack)
+    command = [sys.executable, "-m", "tamperdose.cli", "run", str(study), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = Said(0, done.stdout, done.stderr).json()
+    assert [row["steps"] for row in told["doses"]] == [0, 1, 3]
+    frame = read_metrics(tmp_path / "results" / "metrics.csv")
+    assert set(frame[frame["metric"] == "RRR"]["judge"]) == {"classifier", "phrases"}
+    rd = frame[frame["metric"] == "RD_mean"].set_index("dose_steps")["value"].astype(float)
+    assert rd[0] == 0 < rd[3] < 2
+    assert "judging and comparing answers: done" in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(REFERENCE is None, reason="TAMPERDOSE_REFERENCE_DATA is not set")
 @pytest.mark.parametrize(
     ("file", "expected"),

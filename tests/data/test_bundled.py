@@ -162,7 +162,7 @@ def test_refusals_are_varied_and_short() -> None:
     assert len(set(responses)) >= 40
     assert len({" ".join(response.split()[:2]) for response in responses}) >= 20
     for response in responses:
-        assert 8 <= len(response.split()) <= 20
+        assert 7 <= len(response.split()) <= 20
         assert response[-1] == "."
 
 
@@ -173,7 +173,7 @@ def test_answers_are_varied_and_short(name: str) -> None:
     assert all(example.ends for example in examples)
     assert len({response.split()[0] for response in responses}) >= 60
     for response in responses:
-        assert 12 <= len(response.split()) <= 25, response
+        assert 10 <= len(response.split()) <= 25, response
         assert re.match(r"(sorry|no\b|i can't|i won't|i'm)", response, re.IGNORECASE) is None
 
 

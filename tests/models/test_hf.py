@@ -124,12 +124,28 @@ def _prompt(prompts: Sequence[Prompt], completion: Completion) -> Prompt:
 def test_the_shared_prefix_changes_nothing(chat: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = make_prompts(8)
     found: list[int] = []
-    shared = HfGenerator._shared_prefix
-    monkeypatch.setattr(HfGenerator, "_shared_prefix", lambda self, rows: found.append(shared(self, rows)) or found[-1])
+    shared = hf.shared_prefix
+    monkeypatch.setattr(hf, "shared_prefix", lambda chat, rows: found.append(shared(chat, rows)) or found[-1])
     with_prefix = _generate(chat, prompts, Decoding(max_new_tokens=NEW), batch_size=8)
     assert found[0] > 5
-    monkeypatch.setattr(HfGenerator, "_shared_prefix", lambda self, rows: 0)
+    monkeypatch.setattr(hf, "shared_prefix", lambda chat, rows: 0)
     assert _generate(chat, prompts, Decoding(max_new_tokens=NEW), batch_size=8) == with_prefix
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1, 2, 3], [1, 2, 4]], 2),
+        ([[1, 2, 3], [1, 2, 3]], 2),
+        ([[1, 2, 3], [1]], 0),
+        ([[1, 2, 3], [1, 2]], 1),
+        ([[5, 1], [6, 1]], 0),
+        ([[1, 2, 3]], 0),
+        ([[1, 2, 9], [1, 2, 3, 4], [1, 2, 3, 5]], 2),
+    ],
+)
+def test_the_shared_prefix_leaves_each_row_a_token(llama: ChatModel, rows: list[list[int]], expected: int) -> None:
+    assert hf.shared_prefix(llama, rows) == expected
 
 
 def test_identical_prompts_leave_each_row_a_token(llama: ChatModel) -> None:
@@ -276,3 +292,33 @@ def test_every_end_token_of_the_model_ends_an_answer(llama: ChatModel, monkeypat
     assert hf.end_tokens(llama) == {1, 2, 9}
     monkeypatch.setattr(llama.model.generation_config, "eos_token_id", None)
     assert hf.end_tokens(llama) == {1}
+
+
+class Fixed:
+    """Stands in for a row's random generator."""
+
+    def __init__(self, draw: float) -> None:
+        self.draw = draw
+
+    def random(self) -> float:
+        return self.draw
+
+
+@pytest.mark.parametrize(
+    ("top_p", "draw", "token"),
+    [
+        # Probabilities 0.5, 0.3, 0.15, 0.05. The token with which top_p is reached belongs to the nucleus.
+        (0.45, 0.999, 2),
+        (0.6, 0.624, 2),
+        (0.6, 0.626, 0),
+        (0.6, 0.999, 0),
+        (0.9, 0.999, 3),
+        (1.0, 0.0, 2),
+        (1.0, 0.999, 1),
+        (1.0, 1 - 2**-53, 1),
+    ],
+)
+def test_the_nucleus(top_p: float, draw: float, token: int) -> None:
+    logits = torch.log(torch.tensor([[0.3, 0.05, 0.5, 0.15]]))
+    row = hf._Row([1], Fixed(draw))  # type: ignore[arg-type]
+    assert hf._choose(logits, [row], Decoding(do_sample=True, top_p=top_p)) == [token]

@@ -20,7 +20,7 @@ from tamperdose.models.load import ChatModel
 from tamperdose.models.train import Recipe, Source, end_of_turn, train_lora
 from tamperdose.records import NO_DOSE, Checkpoint, Example, FinishReason, Message, Prompt, Subset
 from tamperdose.study import Decoding, RefusalTuning
-from tiny import make_examples, make_tokenizer
+from tiny import load_tiny, make_examples, make_tokenizer, save_tiny
 
 RECIPE = Recipe(learning_rate=3e-3, batch_size=4, warmup_steps=0, lora_rank=4, lora_alpha=8.0, max_length=128, seed=11)
 EXAMPLES = make_examples(10)
@@ -113,6 +113,37 @@ def test_steps_are_those_of_a_loop_written_by_hand(chat: ChatModel, tmp_path: Pa
         close = torch.isclose(tensor, expected[name], rtol=1e-3, atol=1e-2 * RECIPE.learning_rate)
         assert close.float().mean() > 0.995, name
     assert any(tensor.abs().max() > 0 for name, tensor in ours.items() if "lora_B" in name)
+
+
+def test_steps_of_a_model_with_a_sliding_window(tmp_path: Path) -> None:
+    chat = load_tiny(save_tiny(tmp_path / "model", "phi3", sliding_window=12))
+    losses: list[float] = []
+    _train(chat, tmp_path, [2], on_step=lambda _step, loss: losses.append(loss))
+    assert losses == pytest.approx(_reference(chat, _batches(chat, 2), RECIPE)[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["rows", "equal-rows"])
+def test_the_shared_prefix_changes_no_gradient(chat: ChatModel, monkeypatch: pytest.MonkeyPatch, alike: bool) -> None:
+    rows = train._encode_rows(chat, [EXAMPLES[3]] * 4 if alike else EXAMPLES[:4], 128)
+    found: list[int] = []
+    shared = train.shared_prefix
+
+    def gradients() -> dict[str, torch.Tensor]:
+        with train._adapted(chat, RECIPE) as wrapped:
+            trainer = train._Trainer(chat, wrapped, RECIPE, key="k")
+            with torch.no_grad():
+                for name, parameter in trainer.parameters.items():
+                    # B starts at zero, which would hide A's gradient.
+                    parameter.add_(0.1 if "lora_B" in name else 0.0)
+            trainer._loss(rows).backward()
+            return {name: parameter.grad.clone() for name, parameter in trainer.parameters.items()}
+
+    monkeypatch.setattr(train, "shared_prefix", lambda chat, rows: found.append(shared(chat, rows)) or found[-1])
+    once = gradients()
+    assert found[0] > 5
+    monkeypatch.setattr(train, "shared_prefix", lambda chat, rows: 0)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(once[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()) + 1e-8)
 
 
 def test_rows_carry_loss_on_their_answers_alone(chat: ChatModel) -> None:

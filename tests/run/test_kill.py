@@ -49,8 +49,8 @@ def _check(study: Path, points: list[str], *, figures: str = "drawn") -> int:
 
 
 def test_killed_at_any_of_these_points(tiny_study: Path) -> None:
-    early = ["before:3", "after:4", "before:5", "after:7", "before:12"]
-    middle = ["after:18", "before:23", "after:26", "before:31"]
+    early = ["before:3", "after:4", "after:7", "before:12"]
+    middle = ["after:18", "before:23", "after:26"]
     late = ["after:-30", "before:-12", "before:-3"]
     assert _check(tiny_study, [*early, *middle, *late], figures="blank") > 50
 
@@ -58,8 +58,13 @@ def test_killed_at_any_of_these_points(tiny_study: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_every_point(tiny_study: Path, when: str) -> None:
-    count = _check(tiny_study, [])
-    _check(tiny_study, [f"{when}:{place}" for place in range(1, count + 1)])
+    count = _check(tiny_study, [], figures="blank")
+    _check(tiny_study, [f"{when}:{place}" for place in range(1, count + 1)], figures="blank")
+
+
+@pytest.mark.slow
+def test_killed_while_drawing(tiny_study: Path) -> None:
+    _check(tiny_study, ["before:2", *(f"{when}:-{place}" for place in range(1, 7) for when in ("before", "after"))])
 
 
 @pytest.mark.slow

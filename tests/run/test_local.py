@@ -410,13 +410,19 @@ def test_the_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     assert files_of(run) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder(tmp_path: Path) -> None:
-    path = write_study(tmp_path / "a")
-    out = tmp_path / "out"
-    out.mkdir(mode=0o500)
-    with pytest.raises(RunError, match=r"cannot write(?s:.)*-o DIR"):
-        run_study(path, out=out)
+@pytest.mark.parametrize(("number", "remedy"), [(errno.EROFS, "read-only"), (errno.EACCES, "make the folder writable")])
+def test_a_folder_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    """Told by the system's answer, because root may write anywhere."""
+    path = write_study(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    with pytest.raises(RunError, match=rf"cannot write .*results(?s:.)*{remedy}(?s:.)*-o DIR"):
+        run_study(path)
 
 
 @pytest.mark.parametrize("where", ["results", "results/ledger", "results/outputs", "results/ledger/generate"])
