@@ -7,6 +7,7 @@ depends on (seed, step) alone; nothing random carries over from step to step, so
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -277,7 +278,10 @@ def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[PeftModel]:
     )
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        wrapped = get_peft_model(chat.model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 still asks for the old name of an attribute that transformers 5.16 renamed.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            wrapped = get_peft_model(chat.model, config)
     # Evaluation mode: gradients flow all the same, and no dropout of the base's own adds randomness to a step.
     wrapped.eval()
     try:

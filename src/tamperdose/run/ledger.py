@@ -68,12 +68,26 @@ class Ledger:
         return self.root / "scratch" / f"{stage}-{key}"
 
     def discard(self, stage: str, key: str) -> None:
-        """Remove the work in progress of a finished stage."""
-        shutil.rmtree(self.scratch(stage, key), ignore_errors=True)
+        """Remove the work in progress of a finished stage.
+
+        Raises:
+            RunError: It cannot be removed. Tampered weights that stay behind must not go unnoticed.
+        """
+        _remove(self.scratch(stage, key))
 
     def discard_all(self) -> None:
-        """Remove all work in progress, that of abandoned settings too."""
-        shutil.rmtree(self.root / "scratch", ignore_errors=True)
+        """Remove all work in progress, that of abandoned settings too; raises as `discard` does."""
+        _remove(self.root / "scratch")
+
+
+def _remove(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise RunError(
+            explain(f"cannot remove {folder}", got=error.strerror or str(error), remedy="remove it by hand")
+        ) from error
 
 
 @contextmanager
