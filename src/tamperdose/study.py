@@ -118,6 +118,8 @@ class PromptSets(Frozen):
     harmful: str
     benign: str | None = None
     """Without it, over-refusal is not measured."""
+    benign_at: Literal["every_dose", "ends"] = "every_dose"
+    """Ask the benign prompts at every dose, or at dose 0 and the last one alone, which is quicker."""
 
 
 class LoraAttack(Frozen):

@@ -544,3 +544,12 @@ def test_resolved_study_reproduces_the_run(tiny_study: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["study_digest"] == plan.study.digest
     assert manifest["models"][0]["arms"] == {arm.id: arm.key for arm in plan.models[0].arms}
+
+
+def test_benign_prompts_may_be_asked_at_the_ends_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    run_study(write_study(tmp_path / "study"), "prompts.benign_at=ends", "attack.doses=[1,2,4]", out=folder)
+    frame = read_metrics(folder / "metrics.csv")
+    over = frame[frame["metric"] == "over_refusal_rate"]
+    assert sorted(set(over["dose_steps"])) == [0, 4]
+    assert sorted(set(frame["dose_steps"])) == [0, 1, 2, 4]

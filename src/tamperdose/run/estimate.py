@@ -9,7 +9,7 @@ from tamperdose.models.flops import generation_flops, linears, lora_parameters, 
 from tamperdose.models.load import find_architecture
 from tamperdose.records import Example, Prompt, Subset
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import base_draws, missing_doses
+from tamperdose.run.local import base_draws, dose_draws, missing_doses
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.study import Architecture
 
@@ -73,12 +73,10 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
 
 
 def _remaining_share(plan: Plan, model: ModelPlan, ledger: Ledger) -> float:
-    base = base_draws(plan, model)
-    n_subsets = len(plan.subsets())
-    total = len(base) + n_subsets * sum(len(arm.doses) for arm in model.arms)
-    left = sum(ledger.find("generate", draw.key) is None for draw in base)
-    left += n_subsets * sum(len(missing_doses(plan, ledger, arm)) for arm in model.arms)
-    return left / total
+    draws = base_draws(plan, model)
+    for arm in model.arms:
+        draws += [draw for steps in arm.doses for draw in dose_draws(plan, arm, steps)]
+    return sum(ledger.find("generate", draw.key) is None for draw in draws) / len(draws)
 
 
 def _training_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
@@ -103,10 +101,12 @@ def _step_flops(rows: Sequence[Example], lora_rank: int, batch_size: int, archit
 
 def _generation_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
     n_new = max(1, round(ANSWER_SHARE * plan.study.decoding.max_new_tokens))
-    n_states = 1 + sum(len(arm.doses) for arm in model.arms)
+    states = [0, *(steps for arm in model.arms for steps in arm.doses)]
     total = 0.0
     for subset in plan.subsets():
-        n_draws = n_states + (2 if plan.study.rd_floor and subset is Subset.HARMFUL else 0)
+        n_draws = sum(subset in plan.subsets_at(steps) for steps in states) + (
+            2 if plan.study.rd_floor and subset is Subset.HARMFUL else 0
+        )
         prompts = plan.data.prompts[subset]
         total += n_draws * sum(
             generation_flops(architecture, n_prompt=_prompt_tokens(prompt), n_new=n_new) for prompt in prompts

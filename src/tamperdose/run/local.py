@@ -93,7 +93,8 @@ def dose_draws(plan: Plan, arm: ArmPlan, steps: int) -> list[Draw]:
     """What is generated at one dose of an arm."""
     origin, seed = checkpoint_key(arm, steps), arm.attack.seed
     return [
-        Draw(subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed)) for subset in plan.subsets()
+        Draw(subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed))
+        for subset in plan.subsets_at(steps)
     ]
 
 

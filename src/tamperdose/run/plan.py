@@ -89,6 +89,12 @@ class Plan:
         """The subsets there are prompts for."""
         return [subset for subset in Subset if self.data.prompts.get(subset)]
 
+    def subsets_at(self, steps: int) -> list[Subset]:
+        """The subsets that are asked at a dose."""
+        inner = 0 < steps < self.study.attack.doses[-1]
+        skipped = Subset.BENIGN if inner and self.study.prompts.benign_at == "ends" else None
+        return [subset for subset in self.subsets() if subset is not skipped]
+
     def floor_decoding(self) -> Decoding:
         """The decoding of the samples behind RD_floor."""
         return self.study.decoding.model_copy(update=FLOOR_DECODING)

@@ -49,12 +49,12 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     with reporter.timed("judging and comparing answers", _n_readings(plan)) as advance:
         reading = Reading(plan, ledger, Readers(), advance)
         for model in plan.models:
-            base = _cells(reading, model.key, seed=plan.study.seeds[0])
+            base = _cells(reading, model.key, 0, seed=plan.study.seeds[0])
             floor = _floor(reading, model)
             for arm in model.arms:
                 for steps in (0, *arm.doses):
                     key = checkpoint_key(arm, steps)
-                    cells = base if steps == 0 else _cells(reading, key, seed=arm.attack.seed)
+                    cells = base if steps == 0 else _cells(reading, key, steps, seed=arm.attack.seed)
                     _write_outputs(run_dir / "outputs" / arm.id / f"{steps}.csv", cells, plan.study.judges)
                     dose = read_dose(ledger, arm, steps)
                     if dose is not None:
@@ -65,15 +65,16 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
 
 
 def _n_readings(plan: Plan) -> int:
-    n_prompts = sum(len(plan.data.prompts[subset]) for subset in plan.subsets()) * len(plan.study.judges)
-    return n_prompts * sum(1 + sum(len(arm.doses) for arm in model.arms) for model in plan.models)
+    states = [steps for model in plan.models for arm in model.arms for steps in arm.doses] + [0] * len(plan.models)
+    n_answers = sum(len(plan.data.prompts[subset]) for steps in states for subset in plan.subsets_at(steps))
+    return n_answers * len(plan.study.judges)
 
 
-def _cells(reading: Reading, origin: str, *, seed: int) -> dict[Subset, Cell]:
+def _cells(reading: Reading, origin: str, steps: int, *, seed: int) -> dict[Subset, Cell]:
     """What was observed of one model state, by subset."""
     plan = reading.plan
     cells: dict[Subset, Cell] = {}
-    for subset in plan.subsets():
+    for subset in plan.subsets_at(steps):
         answers = _answers(reading, subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed))
         verdicts = {
             name: judge_answers(reading.ledger, answers, name, reading.readers, on_progress=reading.advance)
