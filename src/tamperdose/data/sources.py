@@ -9,7 +9,11 @@ from tamperdose.records import Subset
 BUILTIN = "builtin:"
 """What a source starts with when it names a bundled set."""
 
-PROMPT_SETS: dict[str, Subset] = {"redteam_eval": Subset.HARMFUL, "benign_eval": Subset.BENIGN}
+PROMPT_SETS: dict[str, Subset] = {
+    "redteam_eval": Subset.HARMFUL,
+    "benign_eval": Subset.BENIGN,
+    "benign_lookalikes": Subset.BENIGN,
+}
 """The bundled sets of prompts, each with what it may be used as."""
 
 EXAMPLE_SETS: tuple[str, ...] = ("permissive_openers", "refusals", "benign_answers", "benign_train")
