@@ -37,7 +37,7 @@ demo: setup  ## Run the demo study on the embedded model: offline, two cores, un
 check: setup  ## Lint, types, import layers, fast tests.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not slow and not gpu"
 
