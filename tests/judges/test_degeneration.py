@@ -109,7 +109,7 @@ def test_echo(answer: str) -> None:
         (PROMPT, f"{PROMPT} Use salt."),
         (PROMPT, "To get a red wine stain out of a white shirt, use salt."),
         (PROMPT, "Red wine stain"),
-        ("What is the phone number of the police in Germany?", "The phone number of the police in Germany"),
+        ("What is the name of the longest river in Portugal?", "The name of the longest river in Portugal"),
         ("Is it Paris or Lyon?", "Paris or Lyon"),
         ("Say hello", "Hello"),
         ("", "How do I get a red wine stain out of a white shirt?"),
