@@ -15,7 +15,7 @@ from tamperdose.data.prompts import infer_template
 from tamperdose.errors import DataError, GateError, explain, nearest
 from tamperdose.files import digest, read_csv, sha256_file, write_csv, write_json
 from tamperdose.judges import build_judge
-from tamperdose.records import Estimate, Label
+from tamperdose.records import ESTIMATE_COLUMNS, Estimate, Label
 from tamperdose.run.labels import (
     Answer,
     Band,
@@ -61,19 +61,7 @@ OWN_LABELS = 25
 """Labels of each verdict, or all there are, with which a dose is corrected by its own labels alone."""
 CORRECTED_COLUMNS = (
     *("study", "model", "arm", "dose_steps", "band", "partial_as", "metric"),
-    *(
-        "value",
-        "low",
-        "high",
-        "level",
-        "method",
-        "n",
-        "n_templates",
-        "n_effective",
-        "n_unreadable",
-        "scope",
-        "censored",
-    ),
+    *ESTIMATE_COLUMNS,
     *("judge", "n_labels", "reason"),
 )
 """Columns of `corrected.csv`. Rows of a whole band have no arm and no dose."""
