@@ -20,7 +20,9 @@ from tamperdose.judges import Reading
 from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models.scripted import refusal_probability
 from tamperdose.records import Label
-from tamperdose.run.calibrate import CORRECTED_COLUMNS, calibrate, judged_rates, read_labels, require_agreement
+from tamperdose.run.calibrate import calibrate, judged_rates, require_agreement
+from tamperdose.run.corrected import CORRECTED_COLUMNS
+from tamperdose.run.filled import read_labels
 from tamperdose.run.labels import (
     SHEET_COLUMNS,
     Band,

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tamperdose.report.text import UNDEFINED, printable
-from tamperdose.run.calibrate import Calibration, Corrected
+from tamperdose.run.corrected import Calibration, Corrected
 from tamperdose.run.labels import Drawn
 
 METRICS = ("RRR_corrected", "RRR_corrected_difference", "RRR_band_corrected", "judge_agreement")
