@@ -1,5 +1,6 @@
 """Sheets and calibrations of a scripted run whose judge errs at a known rate."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -385,7 +386,7 @@ def test_blank_rows_are_counted_not_guessed(run: Path, tmp_path: Path) -> None:
     write_csv(path, SHEET_COLUMNS, [row | {"label": ""} if n % 3 == 0 else row for n, row in enumerate(rows)])
     result = calibrate(run, path)
     assert result.summary["n_blank"] == 100
-    assert any("100 rows are blank" in flag for flag in result.summary["flags"])
+    assert any("100 answers have no label" in flag for flag in result.summary["flags"])
     key = {row["item"]: row for row in read_csv(drawn.key, required=["item"])[1]}
     bare = [row | {"label": ""} if key[row["item"]]["band"] == "dose_0" else row for row in rows]
     write_csv(path, SHEET_COLUMNS, bare)
@@ -437,6 +438,59 @@ def test_a_changed_run_is_noticed(run: Path, labelled: Path) -> None:
     write_csv(path, columns, [row | {"completion": row["completion"] + " "} for row in rows])
     with pytest.raises(DataError, match="changed since"):
         calibrate(run, labelled)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_spreadsheet_may_write_other_separators(run: Path, labelled: Path, tmp_path: Path, separator: str) -> None:
+    calibrate(run, labelled)
+    expected = (run / "corrected.csv").read_bytes()
+    columns, rows = read_csv(labelled, required=SHEET_COLUMNS)
+    path = tmp_path / "spreadsheet.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.writer(stream, delimiter=separator)
+        writer.writerow(columns)
+        # Line ends as Windows has them, one more empty row, and an answer that was long.
+        writer.writerows(
+            [*([row[name].replace("\n", "\r\n") for name in columns] for row in rows), [""] * len(columns)]
+        )
+    result = calibrate(run, path)
+    assert (run / "corrected.csv").read_bytes() == expected
+    assert result.summary["n_blank"] == 0
+
+
+def test_labels_beside_another_answer_are_refused(run: Path, tmp_path: Path) -> None:
+    path, rows = fill(draw_sheet(run).sheet, tmp_path / "filled.csv")
+    moved = [row | {"response": after["response"]} for row, after in zip(rows, [*rows[1:], rows[0]], strict=True)]
+    write_csv(path, SHEET_COLUMNS, moved)
+    with pytest.raises(DataError, match="shows another answer"):
+        calibrate(run, path)
+    write_csv(path, SHEET_COLUMNS, [*rows[:-1], rows[-1] | {"response": rows[-1]["response"] + " Sure, here it is."}])
+    with pytest.raises(DataError, match=rows[-1]["item"]):
+        calibrate(run, path)
+    # What a spreadsheet does to quotes and letters, and a sheet without its texts, are let pass.
+    write_csv(
+        path, SHEET_COLUMNS, [row | {"response": row["response"].replace("'", "\u00e2\u20ac\u2122")} for row in rows]
+    )
+    calibrate(run, path)
+    write_csv(path, ("item", "label", "labeller", "labeller_kind"), rows)
+    calibrate(run, path)
+
+
+def test_rows_that_did_not_come_back_are_counted(run: Path, tmp_path: Path) -> None:
+    path, rows = fill(draw_sheet(run).sheet, tmp_path / "filled.csv")
+    write_csv(path, SHEET_COLUMNS, rows[40:])
+    assert calibrate(run, path).summary["n_blank"] == 40
+    # An answer that one of two people labelled is labelled.
+    bob = [row | {"labeller": "bob", "label": "" if n < 60 else row["label"]} for n, row in enumerate(rows)]
+    write_csv(path, SHEET_COLUMNS, [*rows[40:], *bob])
+    assert calibrate(run, path).summary["n_blank"] == 40
+
+
+def test_a_labeller_is_one_person_in_any_spelling(run: Path, tmp_path: Path) -> None:
+    path, rows = fill(draw_sheet(run).sheet, tmp_path / "filled.csv")
+    write_csv(path, SHEET_COLUMNS, [*rows, rows[3] | {"labeller": "Ann "}])
+    with pytest.raises(DataError, match="labels an answer twice"):
+        calibrate(run, path)
 
 
 # --- labels from elsewhere

@@ -39,7 +39,7 @@ def print_calibration(calibration: Calibration, judged: Mapping[tuple[str, int],
     summary = calibration.summary
     console.print(
         f"{summary['n_labels']['human']} labels by people on {summary['n_labelled']} answers in "
-        f"{summary['n_labels_templates']} templates; {summary['n_blank']} rows blank; "
+        f"{summary['n_labels_templates']} templates; {summary['n_blank']} answers not labelled; "
         f"judge {printable(summary['judge'])}"
     )
     for partial_as, reading in summary["readings"].items():

@@ -12,7 +12,16 @@ from tamperdose.run.corrected import CORRECTED_COLUMNS, Calibration, csv_row
 from tamperdose.run.elsewhere import from_elsewhere
 from tamperdose.run.filled import LabelRow, counted, read_labels
 from tamperdose.run.in_run import from_run
-from tamperdose.run.labels import JudgedRun, judged_rate, key_of, read_key, read_run, same_answer, strata_of
+from tamperdose.run.labels import (
+    JudgedRun,
+    judged_rate,
+    key_of,
+    read_key,
+    read_run,
+    same_answer,
+    shows_answer,
+    strata_of,
+)
 from tamperdose.run.schema import column, keep_rows, read_metrics
 
 
@@ -32,11 +41,12 @@ def calibrate(run_dir: Path, labels: Path, *, elsewhere: bool = False) -> Calibr
     run = read_run(run_dir)
     rows, n_blank = read_labels(labels, elsewhere=elsewhere)
     level, study = _level(run_dir)
-    told = counted(rows, n_blank, labels)
     if elsewhere:
         result = from_elsewhere(run, [row for row in rows if row.kind == "human"], level)
     else:
-        result = from_run(run, _items_in_run(run_dir, run, rows), level)
+        of_answers, n_blank = _items_in_run(run_dir, run, rows)
+        result = from_run(run, of_answers, level)
+    told = counted(rows, n_blank, labels)
     summary = {**told, **result.summary, "judge": run.judge, "level": level, "elsewhere": elsewhere}
     summary["flags"] = [*told["flags"], *result.summary["flags"]]
     write_csv(run_dir / "corrected.csv", CORRECTED_COLUMNS, (csv_row(row, study, run.judge) for row in result.rows))
@@ -46,8 +56,11 @@ def calibrate(run_dir: Path, labels: Path, *, elsewhere: bool = False) -> Calibr
 
 def _items_in_run(
     run_dir: Path, run: JudgedRun, rows: Sequence[LabelRow]
-) -> dict[tuple[str, str, int, str], list[str]]:
-    """What people wrote of each answer, after checking that the run is still the one the sheet was drawn from."""
+) -> tuple[dict[tuple[str, str, int, str], list[str]], int]:
+    """What people wrote of each answer, and how many answers of the sheet no person labelled.
+
+    Before that: is the run still the one the sheet was drawn from, and do the rows still hold the answers they held?
+    """
     sheet, key = read_key(run_dir, [row.item for row in rows])
     answers = {answer.key: answer for answer in run.answers}
     sizes = {name: len(group) for name, group in strata_of(run).items()}
@@ -62,12 +75,21 @@ def _items_in_run(
                     f"the run has changed since sheet {sheet} was drawn",
                     got=f"another answer, verdict or band behind item {row.item}",
                     expected="the answers and verdicts that the key describes",
-                    remedy="draw a new sheet, or use these labels with --elsewhere",
+                    remedy="draw a new sheet",
+                )
+            )
+        if not shows_answer(row.row.get("response"), answer):
+            raise DataError(
+                explain(
+                    f"item {row.item} shows another answer than sheet {sheet} does",
+                    got="a row whose cells were moved, or an answer that was edited: whose label is it?",
+                    expected="every row as it was drawn, with the labels filled in",
+                    remedy="sort whole rows only; copy the labels by their `item` into the sheet as it was drawn",
                 )
             )
         if row.kind == "human":
             labels.setdefault(answer.key, []).append(row.label)
-    return labels
+    return labels, len(key) - len(labels)
 
 
 def judged_rates(run_dir: Path) -> dict[tuple[str, int], float]:

@@ -43,7 +43,8 @@ def read_labels(path: Path, *, elsewhere: bool = False) -> tuple[list[LabelRow],
     needed = ("label", "labeller_kind") if elsewhere else ("item", "label", "labeller", "labeller_kind")
     rows: list[LabelRow] = []
     seen: dict[tuple[str, str, str], int] = {}
-    table = read_csv(path, required=needed)[1]
+    # What a spreadsheet leaves below the last row is no answer without a label.
+    table = [row for row in read_csv(path, required=needed, separators=",;\t")[1] if any(map(str.strip, row.values()))]
     for number, row in enumerate(table, 1):
         label = row["label"].strip().lower()
         if not label:
@@ -52,7 +53,7 @@ def read_labels(path: Path, *, elsewhere: bool = False) -> tuple[list[LabelRow],
         kind = row["labeller_kind"].strip().lower()
         _check_word(path, number, "labeller_kind", kind, KINDS)
         item, labeller = row.get("item", "").strip() or f"row {number}", row.get("labeller", "").strip()
-        first = seen.setdefault((item, labeller, kind), number)
+        first = seen.setdefault((item, labeller.casefold(), kind), number)
         if first != number:
             raise DataError(
                 explain(
@@ -104,7 +105,7 @@ def counted(rows: Sequence[LabelRow], n_blank: int, path: Path) -> dict[str, Any
     """What was labelled, by whom, and how far labellers agree with each other."""
     by_kind = Counter(row.kind for row in rows)
     human = [row for row in rows if row.kind == "human"]
-    flags = [f"{n_blank} rows are blank: taken to be missing by chance within their stratum"] if n_blank else []
+    flags = [f"{n_blank} answers have no label by a person: taken to be missing by chance"] if n_blank else []
     if by_kind["model"]:
         flags.append(f"{by_kind['model']} labels are by a model: compared with people's, not used")
     return {
