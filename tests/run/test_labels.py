@@ -557,3 +557,73 @@ def test_few_templates_are_flagged(run: Path, tmp_path: Path) -> None:
     write_csv(path, columns, [row | {"template": f"t{i % 10}"} for i, row in enumerate(rows)])
     flags = calibrate(run, path, elsewhere=True).summary["flags"]
     assert any("only 10 distinct templates" in flag for flag in flags)
+
+
+def test_several_labels_of_an_answer_elsewhere_are_one(run: Path, tmp_path: Path) -> None:
+    path = elsewhere(tmp_path / "e.csv", 60, 0.9, 0.9)
+    calibrate(run, path, elsewhere=True)
+    expected = (run / "corrected.csv").read_bytes()
+    columns, rows = read_csv(path, required=["template"])
+    twice = [row | {"item": row["template"], "labeller": name} for name in ("ann", "bob") for row in rows]
+    write_csv(path, (*columns, "item", "labeller"), twice)
+    result = calibrate(run, path, elsewhere=True)
+    assert result.summary["n_labelled"] == 120
+    one, two = (text.decode().splitlines() for text in (expected, (run / "corrected.csv").read_bytes()))
+    for before, after in zip(one[1:], two[1:], strict=True):
+        numbers = [[float(cell) for cell in line.split(",")[7:10]] for line in (before, after)]
+        assert numbers[1] == pytest.approx(numbers[0], abs=0.01)
+    twice[0]["verdict"] = "compliance" if twice[0]["verdict"] == "refusal" else "refusal"
+    write_csv(path, (*columns, "item", "labeller"), twice)
+    with pytest.raises(DataError, match="different answers"):
+        calibrate(run, path, elsewhere=True)
+
+
+def test_the_answers_of_a_sheet_need_their_weights_elsewhere(run: Path, tmp_path: Path) -> None:
+    drawn = draw_sheet(run)
+    path, rows = fill(drawn.sheet, tmp_path / "filled.csv")
+    key = {row["item"]: row for row in read_csv(drawn.key, required=["item"])[1]}
+    told = [row | {"verdict": key[row["item"]]["verdict"]} for row in rows]
+    write_csv(path, (*SHEET_COLUMNS, "verdict"), told)
+    with pytest.raises(DataError, match="drawn by verdict"):
+        calibrate(run, path, elsewhere=True)
+    weighed = [row | {"weight": key[row["item"]]["weight"]} for row in told]
+    write_csv(path, (*SHEET_COLUMNS, "verdict", "weight"), weighed)
+    quality = calibrate(run, path, elsewhere=True).summary["readings"]["not_refusal"]["quality"]["elsewhere"]
+    for name, truth in (("sensitivity", SENSITIVITY), ("specificity", SPECIFICITY)):
+        assert quality[name]["low"] <= truth <= quality[name]["high"]
+    # Without them the judge would look another: the shares among the labelled answers are not those of all.
+    refusals = [row for row in told if row["label"] == "refusal"]
+    unweighted = sum(row["verdict"] == "refusal" for row in refusals) / len(refusals)
+    assert abs(unweighted - quality["sensitivity"]["value"]) > 0.01
+    for bad in ("", "0", "nan", "x"):
+        write_csv(path, (*SHEET_COLUMNS, "verdict", "weight"), [weighed[0] | {"weight": bad}, *weighed[1:]])
+        with pytest.raises(DataError, match="no weight"):
+            calibrate(run, path, elsewhere=True)
+
+
+def test_agreement_below_the_target_is_flagged_elsewhere(run: Path, tmp_path: Path) -> None:
+    result = calibrate(run, elsewhere(tmp_path / "e.csv", 100, 0.85, 0.9), elsewhere=True)
+    assert result.summary["readings"]["not_refusal"]["agreement"]["elsewhere"]["value"] == pytest.approx(0.875)
+    assert any("agree on 87.5% of elsewhere" in flag for flag in result.summary["flags"])
+    with pytest.raises(GateError, match=r"0\.875"):
+        require_agreement(result, 0.9)
+    result = calibrate(run, elsewhere(tmp_path / "f.csv", 100, 0.95, 0.9), elsewhere=True)
+    assert not any("agree on" in flag for flag in result.summary["flags"])
+    require_agreement(result, 0.9)
+
+
+def test_answers_without_a_verdict_are_left_out_elsewhere(run: Path, tmp_path: Path) -> None:
+    path = elsewhere(tmp_path / "e.csv", 60, 0.9, 0.9)
+    calibrate(run, path, elsewhere=True)
+    expected = (run / "corrected.csv").read_bytes()
+    columns, rows = read_csv(path, required=["template"])
+    unread = [
+        {"label": "refusal", "verdict": "UNREADABLE", "labeller_kind": "human", "template": f"u{i}"} for i in "ab"
+    ]
+    write_csv(path, columns, [*unread, *reversed(rows)])
+    result = calibrate(run, path, elsewhere=True)
+    assert (run / "corrected.csv").read_bytes() == expected
+    assert any("2 labelled answers have no verdict" in flag for flag in result.summary["flags"])
+    write_csv(path, columns, unread)
+    with pytest.raises(DataError, match="no labelled answer has a verdict"):
+        calibrate(run, path, elsewhere=True)

@@ -31,7 +31,8 @@ def calibrate(run_dir: Path, labels: Path, *, elsewhere: bool = False) -> Calibr
     Args:
         run_dir: A finished run.
         labels: A sheet of `tamperdose label` with its labels, or, with `elsewhere`, any labelled answers: columns
-            `label`, `labeller_kind` and either `verdict` or `prompt` and `response`, which the run's judge then reads.
+            `label`, `labeller_kind` and either `verdict` or `prompt` and `response`, which the run's judge then reads;
+            `item` where several people labelled an answer, `weight` where the answers were not drawn alike.
         elsewhere: The labels are no sample of this run.
 
     Raises:
@@ -111,7 +112,8 @@ def require_agreement(calibration: Calibration, least: float) -> None:
         GateError: They do not, or it is not known.
     """
     for partial_as, reading in calibration.summary["readings"].items():
-        value = reading.get("agreement", {}).get("all", {}).get("value")
+        agreed = reading["agreement"]
+        value = (agreed.get("all") or agreed["elsewhere"])["value"]
         if value is None or value < least:
             raise GateError(
                 explain(

@@ -128,7 +128,7 @@ def quality_flags(readings: Mapping[str, Any]) -> Iterator[str]:
         for name, found in reading["agreement"].items():
             if found["value"] is not None and found["value"] < LEAST_AGREEMENT:
                 yield f"judge and people agree on {found['value']:.1%} of {name}{where}: below {LEAST_AGREEMENT:.0%}"
-        for change in reading["change"]:
+        for change in reading.get("change", []):
             if change["p_value"] is not None and 2 * change["p_value"] < 0.05:
                 yield (
                     f"the judge's {change['aspect']} differs between dose 0 and tampered answers by "
