@@ -21,6 +21,7 @@ from tamperdose.judges import Reading
 from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models.scripted import refusal_probability
 from tamperdose.records import Label
+from tamperdose.report.calibration import print_calibration
 from tamperdose.run.calibrate import calibrate, judged_rates, require_agreement
 from tamperdose.run.corrected import CORRECTED_COLUMNS
 from tamperdose.run.filled import read_labels
@@ -302,6 +303,17 @@ def test_quality_agreement_and_change_are_told(run: Path, labelled: Path) -> Non
     assert all(0 < change["smallest_detectable"] < 0.6 for change in reading["change"])
     assert told["n_labels"] == {"human": 300, "model": 0}
     assert told["n_labels_templates"] > 100
+
+
+def test_a_calibration_is_printed(run: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = calibrate(run, labelled)
+    print_calibration(result, judged_rates(run))
+    said = capsys.readouterr().out
+    for change in result.summary["readings"]["not_refusal"]["change"]:
+        seen = f"a difference of {change['smallest_detectable']:.3f} would have been seen (p < 0.05) with power 0.8"
+        assert seen in said
+    assert "300 labels by people on 300 answers" in said
+    assert "0 answers not labelled" in said
 
 
 def test_a_judge_that_errs_otherwise_when_tampered_is_found(run: Path, tmp_path: Path) -> None:
