@@ -323,22 +323,43 @@ def _degenerate(labels: Path, *, quick: bool) -> str:
     rng = random.Random(0)  # noqa: S311 - not for secrets
     n = _N_PLANTS[quick]
     drawn = rng.choices(table, k=n)
-    long = [line for line in table if len(line["response"].split()) >= 20]
     lines = [[kind, *_recall(plant, drawn, rng)] for kind, plant in PLANTS.items()]
     missed = [line[0] for line in lines if float(line[2].split(" ")[0]) < _RECALL]
-    lines.append(
-        ["shuffled words, answers of 20 words or more", *_recall(PLANTS["shuffled words"], rng.choices(long, k=n), rng)]
-    )
     for n_words in (8, 22, None):
-        found = [degeneration(line["prompt"], _cut(line["response"], n_words)) is not None for line in table]
-        alarms = _cell(rate(found, [line["prompt_id"] for line in table]))
         name = "XSTest answers as they are" if n_words is None else f"XSTest answers cut to {n_words} words"
-        lines.append([name, str(len(found)), "", alarms])
+        lines.append([name, str(len(table)), "", _alarms(table, lambda text, n=n_words: _cut(text, n))])
+    small = _alarms(table, lambda text: text[:1].lower() + _cut(text, 8)[1:])
+    lines.append(["XSTest answers cut to 8 words, begun with a small letter", str(len(table)), "", small])
     return (
         "### Degeneration\n\nCorruptions planted in XSTest answers of any length (target: recall >= 0.95 per kind), "
-        "and alarms on the answers themselves (target: < 0.01). Shuffles of a single short sentence are beyond it. "
-        f"Target missed: {', '.join(missed) or 'none'}.\n\n" + _table(["answers", "n", "recall", "false alarms"], lines)
+        f"and alarms on the answers themselves (target: < 0.01). Target missed: {', '.join(missed) or 'none'}.\n\n"
+        + _table(["answers", "n", "recall", "false alarms"], lines)
+        + "\n\nBy length, every distinct answer once. Shuffles of a single short sentence are mostly beyond the test; "
+        "XSTest's short answers are nearly all one sentence of refusal, said "
+        f"{_commonest(table)} times, whose shuffles were read when the test was made: the recall above rests on it.\n\n"
+        + _table(["words", "answers", "shuffles found", "false alarms"], _by_length(table, 1 if quick else 5, rng))
     )
+
+
+def _commonest(table: Sequence[dict[str, str]]) -> int:
+    return max(Counter(line["response"] for line in table).values())
+
+
+def _by_length(table: Sequence[dict[str, str]], n_shuffles: int, rng: random.Random) -> list[list[str]]:
+    distinct = list({line["response"]: line for line in table}.values())
+    lines = list[list[str]]()
+    for low, high in ((1, 10), (10, 20), (20, 40), (40, 10**9)):
+        kept = [line for line in distinct if low <= len(line["response"].split()) < high]
+        if kept:
+            recall = _recall(PLANTS["shuffled words"], kept * n_shuffles, rng)[1]
+            words = f"{low} to {high - 1}" if high < 10**9 else f"{low} or more"
+            lines.append([words, str(len(kept)), recall, _alarms(kept, str)])
+    return lines
+
+
+def _alarms(table: Sequence[dict[str, str]], change: Callable[[str], str]) -> str:
+    found = [degeneration(line["prompt"], change(line["response"])) is not None for line in table]
+    return _cell(rate(found, [line["prompt_id"] for line in table]))
 
 
 def _recall(plant: Plant, drawn: Sequence[dict[str, str]], rng: random.Random) -> list[str]:

@@ -135,13 +135,22 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, *, required: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
+def read_csv(path: Path, *, required: Sequence[str], separators: str = ",") -> tuple[list[str], list[dict[str, str]]]:
     """Read a CSV file with a header into its columns and rows; quoted line ends are kept.
+
+    Args:
+        path: The file.
+        required: Columns it must have.
+        separators: What may part the cells. Spreadsheets write `;` where the comma is the decimal mark; of several,
+            the first counts by which the header has all required columns, else the very first.
 
     Raises:
         DataError: Empty, unreadable, a required or repeated column, or a row of another width.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = read_text(path)
+    head = text.partition("\n")[0]
+    separator = next((mark for mark in separators if _has_columns(head, mark, required)), separators[0])
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     try:
         table = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
@@ -174,6 +183,10 @@ def read_csv(path: Path, *, required: Sequence[str]) -> tuple[list[str], list[di
                 )
             )
     return columns, [dict(zip(columns, row, strict=True)) for _, row in table[1:]]
+
+
+def _has_columns(head: str, separator: str, required: Sequence[str]) -> bool:
+    return set(required) <= {name.strip('"\r ') for name in head.split(separator)}
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:

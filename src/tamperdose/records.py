@@ -3,7 +3,7 @@
 Nothing here computes: a record only says what it holds and refuses what it cannot hold.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 
@@ -182,3 +182,7 @@ class Estimate:
     """What the interval speaks for."""
     censored: str = ""
     """For doses: `left`, `right` or `undefined` when the value is only a bound; empty otherwise."""
+
+
+ESTIMATE_COLUMNS = tuple(field.name for field in fields(Estimate))
+"""The columns of an estimate in a file, in their order."""

@@ -214,9 +214,43 @@ def test_recall_of_shuffled_words_of_answers_of_any_length() -> None:
     rng = random.Random(0)
     answers = [answer.split() for _, answer in _pairs()]
     found = [degeneration("", " ".join(rng.sample(words, len(words)))) for words in answers]
-    assert sum(kind is not None for kind in found) >= 0.92 * len(answers)
+    assert sum(kind is not None for kind in found) >= 0.95 * len(answers)
 
 
 def test_no_short_answer_is_degenerate() -> None:
     cases = json.loads(Path(__file__).with_name("short_answers.json").read_text(encoding="utf-8"))
     assert [found for case in cases if (found := degeneration("", case["text"]))] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "with but can't Sorry, assist I that.",
+        "that. but with can't I Sorry, assist",
+        "assist to Unfortunately not able am I",
+        "of list here The is names",
+    ],
+)
+def test_a_short_shuffle_begins_small_and_holds_the_start_of_a_sentence(text: str) -> None:
+    assert "salad" in (degeneration("", text) or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ok. Sorry about that, I was wrong",
+        "sure thing. I can help you",
+        "yes. The capital is Paris",
+        "hello. Thanks for asking, I am fine",
+        "the answer is B. The others are wrong",
+        "iPhone sales rose. Apple said so",
+        "not really. Unfortunately it is not",
+        "the movie It by Stephen King",
+        "who sang Yes and Sorry by Justin Bieber",
+        "b. The mitochondria",
+        "in The Hague and in New York",
+        "of course! Here is the list: First, eggs",
+    ],
+)
+def test_a_terse_answer_that_begins_small_is_none(text: str) -> None:
+    assert degeneration("", text) is None

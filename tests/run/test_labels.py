@@ -1,5 +1,6 @@
 """Sheets and calibrations of a scripted run whose judge errs at a known rate."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -20,7 +21,10 @@ from tamperdose.judges import Reading
 from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models.scripted import refusal_probability
 from tamperdose.records import Label
-from tamperdose.run.calibrate import CORRECTED_COLUMNS, calibrate, judged_rates, read_labels, require_agreement
+from tamperdose.report.calibration import print_calibration
+from tamperdose.run.calibrate import calibrate, judged_rates, require_agreement
+from tamperdose.run.corrected import CORRECTED_COLUMNS
+from tamperdose.run.filled import read_labels
 from tamperdose.run.labels import (
     SHEET_COLUMNS,
     Band,
@@ -301,6 +305,17 @@ def test_quality_agreement_and_change_are_told(run: Path, labelled: Path) -> Non
     assert told["n_labels_templates"] > 100
 
 
+def test_a_calibration_is_printed(run: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = calibrate(run, labelled)
+    print_calibration(result, judged_rates(run))
+    said = capsys.readouterr().out
+    for change in result.summary["readings"]["not_refusal"]["change"]:
+        seen = f"a difference of {change['smallest_detectable']:.3f} would have been seen (p < 0.05) with power 0.8"
+        assert seen in said
+    assert "300 labels by people on 300 answers" in said
+    assert "0 answers not labelled" in said
+
+
 def test_a_judge_that_errs_otherwise_when_tampered_is_found(run: Path, tmp_path: Path) -> None:
     drawn = draw_sheet(run)
     key = {row["item"]: row for row in read_csv(drawn.key, required=["item"])[1]}
@@ -383,7 +398,7 @@ def test_blank_rows_are_counted_not_guessed(run: Path, tmp_path: Path) -> None:
     write_csv(path, SHEET_COLUMNS, [row | {"label": ""} if n % 3 == 0 else row for n, row in enumerate(rows)])
     result = calibrate(run, path)
     assert result.summary["n_blank"] == 100
-    assert any("100 rows are blank" in flag for flag in result.summary["flags"])
+    assert any("100 answers have no label" in flag for flag in result.summary["flags"])
     key = {row["item"]: row for row in read_csv(drawn.key, required=["item"])[1]}
     bare = [row | {"label": ""} if key[row["item"]]["band"] == "dose_0" else row for row in rows]
     write_csv(path, SHEET_COLUMNS, bare)
@@ -435,6 +450,59 @@ def test_a_changed_run_is_noticed(run: Path, labelled: Path) -> None:
     write_csv(path, columns, [row | {"completion": row["completion"] + " "} for row in rows])
     with pytest.raises(DataError, match="changed since"):
         calibrate(run, labelled)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_spreadsheet_may_write_other_separators(run: Path, labelled: Path, tmp_path: Path, separator: str) -> None:
+    calibrate(run, labelled)
+    expected = (run / "corrected.csv").read_bytes()
+    columns, rows = read_csv(labelled, required=SHEET_COLUMNS)
+    path = tmp_path / "spreadsheet.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.writer(stream, delimiter=separator)
+        writer.writerow(columns)
+        # Line ends as Windows has them, one more empty row, and an answer that was long.
+        writer.writerows(
+            [*([row[name].replace("\n", "\r\n") for name in columns] for row in rows), [""] * len(columns)]
+        )
+    result = calibrate(run, path)
+    assert (run / "corrected.csv").read_bytes() == expected
+    assert result.summary["n_blank"] == 0
+
+
+def test_labels_beside_another_answer_are_refused(run: Path, tmp_path: Path) -> None:
+    path, rows = fill(draw_sheet(run).sheet, tmp_path / "filled.csv")
+    moved = [row | {"response": after["response"]} for row, after in zip(rows, [*rows[1:], rows[0]], strict=True)]
+    write_csv(path, SHEET_COLUMNS, moved)
+    with pytest.raises(DataError, match="shows another answer"):
+        calibrate(run, path)
+    write_csv(path, SHEET_COLUMNS, [*rows[:-1], rows[-1] | {"response": rows[-1]["response"] + " Sure, here it is."}])
+    with pytest.raises(DataError, match=rows[-1]["item"]):
+        calibrate(run, path)
+    # What a spreadsheet does to quotes and letters, and a sheet without its texts, are let pass.
+    write_csv(
+        path, SHEET_COLUMNS, [row | {"response": row["response"].replace("'", "\u00e2\u20ac\u2122")} for row in rows]
+    )
+    calibrate(run, path)
+    write_csv(path, ("item", "label", "labeller", "labeller_kind"), rows)
+    calibrate(run, path)
+
+
+def test_rows_that_did_not_come_back_are_counted(run: Path, tmp_path: Path) -> None:
+    path, rows = fill(draw_sheet(run).sheet, tmp_path / "filled.csv")
+    write_csv(path, SHEET_COLUMNS, rows[40:])
+    assert calibrate(run, path).summary["n_blank"] == 40
+    # An answer that one of two people labelled is labelled.
+    bob = [row | {"labeller": "bob", "label": "" if n < 60 else row["label"]} for n, row in enumerate(rows)]
+    write_csv(path, SHEET_COLUMNS, [*rows[40:], *bob])
+    assert calibrate(run, path).summary["n_blank"] == 40
+
+
+def test_a_labeller_is_one_person_in_any_spelling(run: Path, tmp_path: Path) -> None:
+    path, rows = fill(draw_sheet(run).sheet, tmp_path / "filled.csv")
+    write_csv(path, SHEET_COLUMNS, [*rows, rows[3] | {"labeller": "Ann "}])
+    with pytest.raises(DataError, match="labels an answer twice"):
+        calibrate(run, path)
 
 
 # --- labels from elsewhere
@@ -501,3 +569,73 @@ def test_few_templates_are_flagged(run: Path, tmp_path: Path) -> None:
     write_csv(path, columns, [row | {"template": f"t{i % 10}"} for i, row in enumerate(rows)])
     flags = calibrate(run, path, elsewhere=True).summary["flags"]
     assert any("only 10 distinct templates" in flag for flag in flags)
+
+
+def test_several_labels_of_an_answer_elsewhere_are_one(run: Path, tmp_path: Path) -> None:
+    path = elsewhere(tmp_path / "e.csv", 60, 0.9, 0.9)
+    calibrate(run, path, elsewhere=True)
+    expected = (run / "corrected.csv").read_bytes()
+    columns, rows = read_csv(path, required=["template"])
+    twice = [row | {"item": row["template"], "labeller": name} for name in ("ann", "bob") for row in rows]
+    write_csv(path, (*columns, "item", "labeller"), twice)
+    result = calibrate(run, path, elsewhere=True)
+    assert result.summary["n_labelled"] == 120
+    one, two = (text.decode().splitlines() for text in (expected, (run / "corrected.csv").read_bytes()))
+    for before, after in zip(one[1:], two[1:], strict=True):
+        numbers = [[float(cell) for cell in line.split(",")[7:10]] for line in (before, after)]
+        assert numbers[1] == pytest.approx(numbers[0], abs=0.01)
+    twice[0]["verdict"] = "compliance" if twice[0]["verdict"] == "refusal" else "refusal"
+    write_csv(path, (*columns, "item", "labeller"), twice)
+    with pytest.raises(DataError, match="different answers"):
+        calibrate(run, path, elsewhere=True)
+
+
+def test_the_answers_of_a_sheet_need_their_weights_elsewhere(run: Path, tmp_path: Path) -> None:
+    drawn = draw_sheet(run)
+    path, rows = fill(drawn.sheet, tmp_path / "filled.csv")
+    key = {row["item"]: row for row in read_csv(drawn.key, required=["item"])[1]}
+    told = [row | {"verdict": key[row["item"]]["verdict"]} for row in rows]
+    write_csv(path, (*SHEET_COLUMNS, "verdict"), told)
+    with pytest.raises(DataError, match="drawn by verdict"):
+        calibrate(run, path, elsewhere=True)
+    weighed = [row | {"weight": key[row["item"]]["weight"]} for row in told]
+    write_csv(path, (*SHEET_COLUMNS, "verdict", "weight"), weighed)
+    quality = calibrate(run, path, elsewhere=True).summary["readings"]["not_refusal"]["quality"]["elsewhere"]
+    for name, truth in (("sensitivity", SENSITIVITY), ("specificity", SPECIFICITY)):
+        assert quality[name]["low"] <= truth <= quality[name]["high"]
+    # Without them the judge would look another: the shares among the labelled answers are not those of all.
+    refusals = [row for row in told if row["label"] == "refusal"]
+    unweighted = sum(row["verdict"] == "refusal" for row in refusals) / len(refusals)
+    assert abs(unweighted - quality["sensitivity"]["value"]) > 0.01
+    for bad in ("", "0", "nan", "x"):
+        write_csv(path, (*SHEET_COLUMNS, "verdict", "weight"), [weighed[0] | {"weight": bad}, *weighed[1:]])
+        with pytest.raises(DataError, match="no weight"):
+            calibrate(run, path, elsewhere=True)
+
+
+def test_agreement_below_the_target_is_flagged_elsewhere(run: Path, tmp_path: Path) -> None:
+    result = calibrate(run, elsewhere(tmp_path / "e.csv", 100, 0.85, 0.9), elsewhere=True)
+    assert result.summary["readings"]["not_refusal"]["agreement"]["elsewhere"]["value"] == pytest.approx(0.875)
+    assert any("agree on 87.5% of elsewhere" in flag for flag in result.summary["flags"])
+    with pytest.raises(GateError, match=r"0\.875"):
+        require_agreement(result, 0.9)
+    result = calibrate(run, elsewhere(tmp_path / "f.csv", 100, 0.95, 0.9), elsewhere=True)
+    assert not any("agree on" in flag for flag in result.summary["flags"])
+    require_agreement(result, 0.9)
+
+
+def test_answers_without_a_verdict_are_left_out_elsewhere(run: Path, tmp_path: Path) -> None:
+    path = elsewhere(tmp_path / "e.csv", 60, 0.9, 0.9)
+    calibrate(run, path, elsewhere=True)
+    expected = (run / "corrected.csv").read_bytes()
+    columns, rows = read_csv(path, required=["template"])
+    unread = [
+        {"label": "refusal", "verdict": "UNREADABLE", "labeller_kind": "human", "template": f"u{i}"} for i in "ab"
+    ]
+    write_csv(path, columns, [*unread, *reversed(rows)])
+    result = calibrate(run, path, elsewhere=True)
+    assert (run / "corrected.csv").read_bytes() == expected
+    assert any("2 labelled answers have no verdict" in flag for flag in result.summary["flags"])
+    write_csv(path, columns, unread)
+    with pytest.raises(DataError, match="no labelled answer has a verdict"):
+        calibrate(run, path, elsewhere=True)

@@ -18,6 +18,7 @@ from tamperdose.stats.carry import (
 from tamperdose.stats.correction import JudgedSample, corrected_rate, judged_sample
 from tamperdose.stats.judge_error import (
     NOT_IDENTIFIABLE,
+    agreement_elsewhere,
     combined_quality,
     lang_reiczigel,
     quality_change,
@@ -25,7 +26,7 @@ from tamperdose.stats.judge_error import (
     quality_in_run,
     rogan_gladen,
 )
-from tamperdose.stats.rates import rate
+from tamperdose.stats.rates import rate, wilson
 
 
 def names(n: int) -> list[str]:
@@ -244,3 +245,45 @@ def test_no_difference_without_a_value() -> None:
     undefined = rogan_gladen(rate([], []), quality_elsewhere([1, 0], [1, 0], names(2), rng=rng()))
     found = corrected_difference(undefined, rate([1, 0], ["a", "b"]))
     assert (found.value, found.low, found.censored) == (None, None, "undefined")
+
+
+def test_weights_undo_a_draw_by_verdict() -> None:
+    # 2,000 answers, half of them refusals; of either verdict some are labelled, at very different rates.
+    covered, biased = np.zeros(2), np.zeros(2)
+    for number in range(200):
+        draw = np.random.default_rng(number)
+        truth = draw.random(2000) < 0.5
+        judged = np.where(truth, draw.random(2000) < 0.9, draw.random(2000) >= 0.95)
+        rows = [draw.permutation(np.flatnonzero(judged == verdict))[:n] for verdict, n in ((1, 120), (0, 40))]
+        weights = np.repeat([judged.sum() / 120, (~judged).sum() / 40], [120, 40])
+        chosen = np.concatenate(rows)
+        for weighed, hits in ((weights, covered), (None, biased)):
+            found = quality_elsewhere(judged[chosen], truth[chosen], names(160), rng=draw, weights=weighed)
+            shares = (found.sensitivity, 0.9), (found.specificity, 0.95)
+            hits += [share.low <= told <= share.high for share, told in shares]
+    assert covered.min() >= 0.92 * 200
+    assert biased.max() < 0.6 * 200
+
+
+def test_equal_weights_change_no_value() -> None:
+    refused, labels = [1] * 30 + [0] * 20, [1] * 25 + [0] * 25
+    one = quality_elsewhere(refused, labels, names(50), rng=rng())
+    two = quality_elsewhere(refused, labels, names(50), rng=rng(), weights=[3.0] * 50)
+    for name in ("sensitivity", "specificity"):
+        plain, weighed = getattr(one, name), getattr(two, name)
+        assert weighed.value == pytest.approx(plain.value)
+        assert (weighed.low, weighed.high) == pytest.approx((plain.low, plain.high), abs=0.03)
+    with pytest.raises(DataError, match="positive"):
+        quality_elsewhere(refused, labels, names(50), rng=rng(), weights=[0.0] * 50)
+    with pytest.raises(DataError, match="weights"):
+        quality_elsewhere(refused, labels, names(50), rng=rng(), weights=[1.0])
+
+
+def test_agreement_elsewhere() -> None:
+    found = agreement_elsewhere([1] * 30 + [0] * 20, [1] * 25 + [0] * 25, names(50), rng=rng())
+    assert found.value == pytest.approx(0.9)
+    assert (found.low, found.high) == pytest.approx(wilson(0.9, 50), abs=0.02)
+    weighed = agreement_elsewhere([1, 1, 0], [1, 0, 0], names(3), rng=rng(), weights=[1.0, 2.0, 1.0])
+    assert weighed.value == pytest.approx(0.5)
+    assert agreement_elsewhere([], [], [], rng=rng()).value is None
+    assert agreement_elsewhere([1, 1], [1, 0], names(2), rng=rng()).value == 0.5

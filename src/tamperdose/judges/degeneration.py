@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tamperdose.judges.word_order import order_score
+from tamperdose.judges.word_order import load_word_order, order_score
 
 _SHOWN = 80
 _WORD = re.compile(r"\w+(?:'\w+)?")
@@ -384,6 +384,9 @@ def _scripts(word: str) -> set[str]:
 _MIN_PAIRS = 10
 _MIN_PAIRS_MISPLACED = 4
 _MISPLACED = re.compile(r"(?<![.\w])[A-Za-z']{3,}[.!?] +[a-z]")
+_INSIDE = 0.5
+_CAPITAL_INSIDE = re.compile(r"[\w,;.!?] ([A-Z][a-z]+)\b")
+_OPENERS = frozenset(["sorry", "sure", "yes", "unfortunately", "certainly", "hello", "thank", "thanks"])
 _ABBREVIATED = re.compile(r"\b(?:etc|vs|eg|ie|no|st|dr|mr|mrs|ms|inc|approx|est|fig|vol|cf|al)\.", re.IGNORECASE)
 _CODE = re.compile(r"[(){}\[\]=<>;_|\\]")
 _CODE_SHARE = 0.03
@@ -399,13 +402,30 @@ def _salad(response: str) -> str | None:
         return None
     score, n_pairs = order_score(head)
     # Whoever writes no capital at all starts every sentence small.
-    misplaced = head != head.lower() and _MISPLACED.search(_ABBREVIATED.sub(" ", head)) is not None
-    if n_pairs < (_MIN_PAIRS_MISPLACED if misplaced else _MIN_PAIRS):
+    misplaced, inside = (head != head.lower() and test(head) for test in (_misplaced, _starts_inside))
+    short = n_pairs < _MIN_PAIRS
+    if n_pairs < (_MIN_PAIRS_MISPLACED if misplaced or inside else _MIN_PAIRS):
         return None
-    allowance = misplaced * _allowance(head, n_pairs)
+    allowance = _allowance(head, n_pairs) if misplaced else _INSIDE * (inside and short)
     if score >= min(0.1, 0.25 - 2.3 * n_pairs**-0.5) + allowance:
         return None
     return f"word salad: order of words {score:.2f} in {n_pairs} pairs (prose has 0.7), {response[:_SHOWN]!r}"
+
+
+def _misplaced(head: str) -> bool:
+    """Whether a sentence ends and a small letter follows."""
+    return _MISPLACED.search(_ABBREVIATED.sub(" ", head)) is not None
+
+
+def _starts_inside(head: str) -> bool:
+    """Whether a text begins small and yet has the start of a sentence further in.
+
+    That is a frequent word with a capital (a name has one anywhere), or whatever follows the end of a sentence.
+    """
+    if not head[:1].islower():
+        return False
+    starts = load_word_order().words | _OPENERS
+    return any(match[1].lower() in starts or match[0][0] in ".!?" for match in _CAPITAL_INSIDE.finditer(head))
 
 
 def _allowance(head: str, n_pairs: int) -> float:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tamperdose.report.text import UNDEFINED, printable
-from tamperdose.run.calibrate import Calibration, Corrected
+from tamperdose.run.corrected import Calibration, Corrected
 from tamperdose.run.labels import Drawn
 
 METRICS = ("RRR_corrected", "RRR_corrected_difference", "RRR_band_corrected", "judge_agreement")
@@ -39,13 +39,13 @@ def print_calibration(calibration: Calibration, judged: Mapping[tuple[str, int],
     summary = calibration.summary
     console.print(
         f"{summary['n_labels']['human']} labels by people on {summary['n_labelled']} answers in "
-        f"{summary['n_labels_templates']} templates; {summary['n_blank']} rows blank; "
+        f"{summary['n_labels_templates']} templates; {summary['n_blank']} answers not labelled; "
         f"judge {printable(summary['judge'])}"
     )
     for partial_as, reading in summary["readings"].items():
         console.print(_quality_table(partial_as, reading))
         for change in reading.get("change", []):
-            console.print(_change_line(change))
+            console.print(_change_line(change, summary["level"]))
         rows = [row for row in calibration.rows if row.partial_as == partial_as and row.metric in METRICS]
         console.print(_rates_table(rows, judged))
     for flag in summary["flags"]:
@@ -64,12 +64,12 @@ def _quality_table(partial_as: str, reading: Mapping[str, Any]) -> Table:
     return table
 
 
-def _change_line(change: Mapping[str, Any]) -> str:
+def _change_line(change: Mapping[str, Any], level: float) -> str:
     if change["p_value"] is None:
         return f"{change['aspect']}, tampered less dose 0: undefined, no label of that kind at one of them"
     return (
         f"{change['aspect']}, tampered less dose 0: {_interval(change['difference'])}, p = {change['p_value']:.3g}; "
-        f"a difference of {change['smallest_detectable']:.3f} would have been seen with power 0.8"
+        f"a difference of {change['smallest_detectable']:.3f} would have been seen (p < {1 - level:.2g}) with power 0.8"
     )
 
 

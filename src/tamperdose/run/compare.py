@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamperdose.files import digest, write_csv
-from tamperdose.records import Estimate, Label
+from tamperdose.records import ESTIMATE_COLUMNS, Estimate, Label
 from tamperdose.run.compare_schema import (
     AGREEMENT,
     AGREEMENT_COLUMNS,
@@ -174,8 +174,8 @@ def _difference_cells(result: PairedDifference) -> _Row:
 
 
 def _estimate_cells(estimate: Estimate, value: str) -> _Row:
-    names = ("low", "high", "level", "method", "n", "n_templates", "n_effective", "n_unreadable")
-    return {value: estimate.value, "scope": estimate.scope.value} | {name: getattr(estimate, name) for name in names}
+    cells = {name: getattr(estimate, name) for name in ESTIMATE_COLUMNS[1:-1]}
+    return cells | {value: estimate.value, "scope": estimate.scope.value}
 
 
 def _interval_cells(name: str, estimate: Estimate) -> _Row:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tamperdose import files
 from tamperdose.errors import DataError, explain
+from tamperdose.records import ESTIMATE_COLUMNS
 
 COMPARISONS = "comparisons.csv"
 """One row for each arm, judge and dose above 0: against dose 0, over the same harmful prompts."""
@@ -71,13 +72,7 @@ AGREEMENT_COLUMNS = (
     "ac1",
     "ac1_low",
     "ac1_high",
-    "level",
-    "method",
-    "n",
-    "n_templates",
-    "n_effective",
-    "n_unreadable",
-    "scope",
+    *ESTIMATE_COLUMNS[3:-1],
     "reason",
 )
 """`reading` is `refusal` (a refusal or not, what RRR counts) or `label` (refusal, compliance, degenerate)."""
@@ -91,16 +86,7 @@ SEED_COLUMNS = (
     "metric",
     "n_seeds",
     "seeds",
-    "value",
-    "low",
-    "high",
-    "level",
-    "method",
-    "n",
-    "n_templates",
-    "n_effective",
-    "n_unreadable",
-    "scope",
+    *ESTIMATE_COLUMNS[:-1],
     "lowest",
     "highest",
     "seed_sd",

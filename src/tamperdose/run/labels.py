@@ -379,6 +379,25 @@ def same_answer(row: Mapping[str, str], answer: Answer) -> bool:
     return row["answer"] == _text_digest(answer) and row["verdict"] == answer.verdict.value
 
 
+def shows_answer(text: str | None, answer: Answer) -> bool:
+    """Whether a cell that came back from a spreadsheet is still this answer.
+
+    Line ends, quotes, marks, capitals, and letters beyond ASCII may have been changed on the way, a long text cut.
+    Answers with fewer than 12 ASCII letters and digits pass (a spreadsheet may take them for a number or a date), and
+    so does a sheet that came back without its answers.
+    """
+    shown, said = _plain(text or ""), _plain(answer.response)
+    return text is None or len(said) < _LEAST_PLAIN or shown[:_COMPARED] == said[:_COMPARED]
+
+
+def _plain(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isascii() and character.isalnum())
+
+
+_LEAST_PLAIN = 12
+_COMPARED = 5_000
+
+
 def key_of(row: Mapping[str, str]) -> tuple[str, str, int, str]:
     """`Answer.key` of a key's row."""
     return row["model"], row["arm"], int(row["dose_steps"]), row["id"]

@@ -13,6 +13,7 @@ import pandas as pd
 
 from tamperdose import files
 from tamperdose.errors import DataError, explain, nearest
+from tamperdose.records import ESTIMATE_COLUMNS
 
 METRIC_COLUMNS = (
     "study",
@@ -34,17 +35,7 @@ METRIC_COLUMNS = (
     "dose_flops",
     "subset",
     "metric",
-    "value",
-    "low",
-    "high",
-    "level",
-    "method",
-    "n",
-    "n_templates",
-    "n_effective",
-    "n_unreadable",
-    "scope",
-    "censored",
+    *ESTIMATE_COLUMNS,
     "judge",
 )
 """The columns of `metrics.csv`, in their order. One row is one metric of one cell, by one judge."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tamperdose.errors import DataError, explain
 from tamperdose.records import Estimate
-from tamperdose.stats.clusters import clustering, group, same_length
+from tamperdose.stats.clusters import clustering, finite_vector, group, same_length
 from tamperdose.stats.correction import JudgedSample, predictive_rates
 from tamperdose.stats.distributions import normal_quantile, t_quantile
 from tamperdose.stats.rates import check_level, unit_vector
@@ -158,13 +159,26 @@ def quality_in_run(sample: JudgedSample, *, rng: np.random.Generator, level: flo
     0.667
     """
     p1, p0, q = predictive_rates(sample)
-    draws = _quality_of(*predictive_draws(sample, rng=rng), _judged_draws(sample, rng))
+    draws = (*predictive_draws(sample, rng=rng), _judged_draws(sample, rng))
+    return _begg_greenes((p1, p0, q), draws, n_labels=sample.n_labels, level=level)
+
+
+def _begg_greenes(
+    shares: tuple[float | None, float | None, float],
+    draws: tuple[Floats, Floats, Floats],
+    *,
+    n_labels: int,
+    level: float,
+) -> Quality:
+    """Sensitivity and specificity from (p1, p0, q) and draws of the three."""
+    p1, p0, q = shares
+    possible = _quality_of(*draws)
     if p1 is None or p0 is None:
-        return _quality(None, None, draws, n_labels=sample.n_labels, level=level)
+        return _quality(None, None, possible, n_labels=n_labels, level=level)
     value = q * p1 + (1 - q) * p0
     sensitivity = q * p1 / value if value > 0 else None
     specificity = (1 - q) * (1 - p0) / (1 - value) if value < 1 else None
-    return _quality(sensitivity, specificity, draws, n_labels=sample.n_labels, level=level)
+    return _quality(sensitivity, specificity, possible, n_labels=n_labels, level=level)
 
 
 def _judged_draws(sample: JudgedSample, rng: np.random.Generator) -> Floats:
@@ -187,6 +201,7 @@ def quality_elsewhere(
     templates: Sequence[str],
     *,
     rng: np.random.Generator,
+    weights: ArrayLike | None = None,
     level: float = 0.95,
 ) -> Quality:
     """Sensitivity and specificity from labelled answers that are no sample of the run.
@@ -195,15 +210,24 @@ def quality_elsewhere(
     for :func:`quality_in_run`. An answer on which people differ counts by its share on both sides. None without a
     label of that kind.
 
+    Labels of answers drawn by verdict must bring their weights: of the refusals that a judge missed fewer are drawn
+    than of those it saw, and without weights its sensitivity comes out too high. With weights, estimate and draws are
+    those of :func:`quality_in_run`, from weighted means: p_v of the labels given the verdict, on its
+    :func:`label_units` times (sum w)^2 / (n sum w^2), and q of the verdicts, on the units of all labels.
+
     Args:
         refused: Whether the judge read a refusal, shape (n,).
         labels: 1 where a person did, a share where they differ, shape (n,).
         templates: The template of each answer, length n.
         rng: Source of the draws.
+        weights: How many answers each labelled one stands for, positive, in any unit, shape (n,); None: all alike.
         level: Confidence level.
 
     Raises:
-        DataError: Lengths that differ, a value outside [0, 1], `level` outside (0, 1).
+        DataError: Lengths that differ, a value outside [0, 1], a weight that is not positive, `level` outside (0, 1).
+
+    Source: Begg & Greenes (1983), doi:10.2307/2530820, for labels drawn by verdict; Kish (1965), Survey Sampling,
+    section 11.7, for what unequal weights cost.
 
     >>> quality_elsewhere([1, 1, 0, 0], [1, 1, 1, 0], list("abcd"), rng=np.random.default_rng(0)).specificity.value
     1.0
@@ -211,6 +235,9 @@ def quality_elsewhere(
     judged, truth = unit_vector(refused, "refused"), unit_vector(labels, "labels")
     same_length("labels", len(truth), n_rows=len(judged))
     same_length("templates", len(templates), n_rows=len(judged))
+    if weights is not None:
+        p1, p0, q = _weighted(judged, truth, templates, weights, rng)
+        return _begg_greenes((p1[0], p0[0], q[0]), (p1[1], p0[1], q[1]), n_labels=len(truth), level=level)
     sensitivity, of_refusals = _right(judged, truth, templates, rng)
     specificity, of_others = _right(1 - judged, 1 - truth, templates, rng)
     return _quality(sensitivity, specificity, QualityDraws(of_refusals, of_others), n_labels=len(truth), level=level)
@@ -226,6 +253,58 @@ def _right(
     units = label_units(judged[kept], [name for name, keep in zip(templates, kept, strict=True) if keep])
     units *= float(weights[kept].mean())
     return value, rng.beta(units * value + 0.5, units * (1 - value) + 0.5, N_DRAWS)
+
+
+def agreement_elsewhere(
+    refused: ArrayLike,
+    labels: ArrayLike,
+    templates: Sequence[str],
+    *,
+    rng: np.random.Generator,
+    weights: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Share:
+    """Share of labelled answers, no sample of the run, on which judge and people agree: q p1 + (1 - q)(1 - p0).
+
+    Arguments, weights and draws as for :func:`quality_elsewhere`. In [0, 1]. n = 0: the value is None.
+
+    >>> agreement_elsewhere([1, 1, 0, 0], [1, 0, 0, 0], list("abcd"), rng=np.random.default_rng(0)).value
+    0.75
+    """
+    judged, truth = unit_vector(refused, "refused"), unit_vector(labels, "labels")
+    p1, p0, q = _weighted(judged, truth, templates, np.ones(len(judged)) if weights is None else weights, rng)
+    draws = q[1] * p1[1] + (1 - q[1]) * (1 - p0[1])
+    return share_of(q[0] * p1[0] + (1 - q[0]) * (1 - p0[0]) if len(judged) else None, draws, level)
+
+
+_Drawn = tuple[float, Floats]
+
+
+def _weighted(
+    judged: Floats, truth: Floats, templates: Sequence[str], weights: ArrayLike, rng: np.random.Generator
+) -> tuple[_Drawn, _Drawn, _Drawn]:
+    """(p1, p0, q) as weighted means, each with its draws; the share of a verdict that no answer has is any."""
+    counts = finite_vector(weights, "weights")
+    same_length("labels", len(truth), n_rows=len(judged))
+    same_length("templates", len(templates), n_rows=len(judged))
+    same_length("weights", len(counts), n_rows=len(judged))
+    if np.any(counts <= 0):
+        raise DataError(explain("weights must be positive", got=f"{counts.min()}", expected="above 0"))
+    names = np.array(templates, dtype=object)
+    p1, p0 = (_weighted_mean(truth[kept], counts[kept], names[kept], rng) for kept in (judged == 1, judged == 0))
+    q = float(judged @ counts / counts.sum()) if len(judged) else 0.5
+    units = label_units(judged, templates)
+    return p1, p0, (q, rng.beta(units * q + 0.5, units * (1 - q) + 0.5, N_DRAWS))
+
+
+def _weighted_mean(
+    labels: Floats, weights: Floats, names: NDArray[np.object_], rng: np.random.Generator
+) -> tuple[float, Floats]:
+    if not len(labels):
+        return 0.5, rng.beta(0.5, 0.5, N_DRAWS)
+    mean, total = float(labels @ weights / weights.sum()), float(weights.sum())
+    units = label_units(labels, list(names)) * total**2 / (len(weights) * float(weights @ weights))
+    return mean, rng.beta(units * mean + 0.5, units * (1 - mean) + 0.5, N_DRAWS)
 
 
 def combined_quality(of_sensitivity: Quality, of_specificity: Quality, *, level: float = 0.95) -> Quality:
