@@ -76,6 +76,18 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        RunError: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(_disk_message(path, error)) from error
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write UTF-8 text atomically, with the line ends as given."""
     return write_atomic(path, lambda temporary: _dump(temporary, text))

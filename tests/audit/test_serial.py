@@ -52,3 +52,10 @@ def test_an_unknown_outcome_is_refused() -> None:
     told["checks"][0]["outcome"] = "fine"
     with pytest.raises(DataError, match="fine"):
         from_json(told, where="file.json")
+
+
+def test_an_endless_dose_is_refused() -> None:
+    told = to_json(failing())
+    told["cells"][0]["dose"] = float("inf")
+    with pytest.raises(DataError, match="is not an audit"):
+        from_json(told, where="file.json")

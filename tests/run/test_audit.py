@@ -17,6 +17,8 @@ from studies import stub_embedder, write_examples, write_study
 from tamperdose.cli import main
 from tamperdose.files import read_csv, write_csv
 from tamperdose.run.audit import audit_run, gather_run, read_audit
+from tamperdose.run.progress import Reporter
+from tamperdose.run.score import Scoring, read_recording, score_recordings
 from tamperdose.run.stages import Readers
 
 REFERENCE = os.environ.get("TAMPERDOSE_REFERENCE_DATA")
@@ -95,6 +97,66 @@ def edit_outputs(run: Path, dose: int, change: Callable[[dict[str, str], int], M
 
 
 # --- runs
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [], 1e400])
+@pytest.mark.parametrize("place", [("answers",), ("answers", "*"), ("answers", "*", "0"), ("data_sha256",)])
+def test_a_damaged_manifest_is_an_error_not_a_traceback(
+    run_copy: Path, place: tuple[str, ...], value: object, cli: Cli
+) -> None:
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    inner = manifest
+    for name in place[:-1]:
+        inner = inner[next(iter(inner)) if name == "*" else name]
+    inner[next(iter(inner)) if place[-1] == "*" else place[-1]] = value
+    (run_copy / "manifest.json").write_text(json.dumps(manifest))
+    said = cli("audit", run_copy)
+    assert said.code == 1
+    assert "manifest.json is damaged" in said.err
+
+
+def test_a_decoding_of_infinite_temperature_differs_and_is_no_traceback(run_copy: Path, cli: Cli) -> None:
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    answers = next(iter(manifest["answers"].values()))
+    answers["0"]["decoding"] = {"temperature": 1e400}
+    (run_copy / "manifest.json").write_text(json.dumps(manifest))
+    assert cli("audit", run_copy).code == 3
+    assert outcomes(run_copy)["decoding"] == "fail"
+
+
+def test_an_audit_of_files_does_not_take_the_place_of_a_runs_own(run_copy: Path, tmp_path: Path, cli: Cli) -> None:
+    before = (run_copy / "audit.json").read_bytes()
+    answers = write_csv(tmp_path / "a.csv", ("prompt", "response"), [{"prompt": "Why?", "response": "So."}])
+    said = cli("audit", "--base", answers, "--attacked", answers, "-o", run_copy)
+    assert said.code == 1
+    assert "holds the results of a run" in said.err
+    assert (run_copy / "audit.json").read_bytes() == before
+
+
+def test_a_score_that_is_stopped_leaves_no_earlier_audit_beside_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [f"Say how the {one} came to be" for one in THINGS]
+    rows = [{"prompt": text, "response": "No, I cannot help with that."} for text in asked]
+    answers = read_recording(write_csv(tmp_path / "a.csv", ("prompt", "response"), rows))
+    out = tmp_path / "out"
+
+    def score() -> None:
+        score_recordings(
+            answers, [(1, answers)], out, judges=["phrases"], reporter=Reporter(), scoring=Scoring(rd=False)
+        )
+
+    score()
+    assert read_audit(out) is not None
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tamperdose.run.score.audit_cells", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        score()
+    assert (out / "metrics.csv").exists()
+    assert read_audit(out) is None
 
 
 def test_run_audits_itself_and_a_sound_run_passes(sound_run: Path) -> None:

@@ -51,7 +51,7 @@ def from_json(value: object, *, where: str) -> Audit:
             raise ValueError(f"schema {tree['schema']!r}")
         checks = tuple(_check(item) for item in tree["checks"])
         return Audit(_cells(tree["cells"]), checks)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(
             explain(
                 f"{where} is not an audit",

@@ -64,7 +64,7 @@ _ROLES = frozenset(
 
 
 def _echo(prompt: str, response: str) -> str | None:
-    asked, said = _words(prompt), _words(response)
+    asked, said = _words_of_prompt(prompt), _words(response)
     if said and asked and said[0] in _ROLES and said[0] != asked[0]:
         said = said[1:]
     if len(asked) < _MIN_ECHO_WORDS or len(said) < _MIN_ECHO_WORDS:
@@ -82,7 +82,8 @@ def _echo(prompt: str, response: str) -> str | None:
 
 
 def _opens_like(asked: list[str], said: list[str]) -> bool:
-    return any(said[start : start + 3] == asked[:3] for start in range(len(said) - 2))
+    first, opening = asked[0], asked[:3]
+    return any(word == first and said[start : start + 3] == opening for start, word in enumerate(said))
 
 
 def _covered(words: list[str], source: list[str]) -> float:
@@ -145,7 +146,8 @@ def _n_distinct_runs(stream: str) -> int:
         return len({stream[start : start + 8] for start in range(len(stream))})
     # Eight bytes read as one number: sorting those is several times quicker than a set of texts.
     runs = np.ndarray((len(stream) - 7,), dtype="<u8", buffer=stream.encode("ascii"), strides=(1,))
-    return len(np.unique(runs)) + 7
+    ordered = np.sort(runs)
+    return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + 8
 
 
 def _is_loop(unit: str, repeats: float, share: float) -> bool:
@@ -436,6 +438,11 @@ def _allowance(head: str, n_pairs: int) -> float:
 
 
 # The tests read the same answer one after the other.
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+@lru_cache(maxsize=1)
+def _words_of_prompt(text: str) -> list[str]:
     return _WORD.findall(text.casefold())

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,16 @@ def class_of(word: str, words: frozenset[str]) -> str:
     """
     if word in words:
         return word
-    if word[0].isdigit():
-        return "#"
-    return next((f"-{end}" for end in ENDINGS if len(word) > len(end) + 2 and word.endswith(end)), "-")
+    return "#" if word[0].isdigit() else _ending_of(word[-_SHOWS_ENDING:])
+
+
+# The longest ending and the two letters more that a word must have: all that an ending depends on.
+_SHOWS_ENDING = max(map(len, ENDINGS)) + 3
+
+
+@lru_cache(maxsize=1 << 16)
+def _ending_of(tail: str) -> str:
+    return next((f"-{end}" for end in ENDINGS if len(tail) > len(end) + 2 and tail.endswith(end)), "-")
 
 
 def tokens(text: str) -> list[str]:

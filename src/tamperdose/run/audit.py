@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tamperdose.audit.checks import run_checks
 from tamperdose.audit.evidence import AnswerCell, Evidence, JudgeRange, Role, Setup, Stored, Training
@@ -13,7 +13,7 @@ from tamperdose.audit.serial import from_json, to_json
 from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.sources import examples_path
 from tamperdose.errors import DataError, RunError, explain
-from tamperdose.files import canonical_json, read_csv, read_text, sha256_file, write_json
+from tamperdose.files import read_csv, read_text, sha256_file, write_json
 from tamperdose.judges.degeneration import degeneration
 from tamperdose.records import FinishReason, Label, Message, Prompt, Subset
 from tamperdose.run.manifest import read_manifest
@@ -159,7 +159,7 @@ def gather_run(run_dir: Path) -> Evidence:
         )
     study = load_study(resolved)
     judge = str(manifest.get("headline_judge"))
-    arms = [(model, arm) for model in _models(manifest, run_dir) for arm in model.get("arms", {})]
+    arms = [(model, arm) for model in _models(manifest, run_dir) for arm in _inner(model, "arms")]
     reader = _Reader(judge, {}, {})
     places = [(model, arm, dose) for model, arm in arms for dose in (0, *study.attack.doses)]
     cells = [cell for _, arm, dose in places for cell in _cells(run_dir, arm, dose, reader)]
@@ -232,18 +232,30 @@ def _stored(run_dir: Path) -> Iterator[Stored]:
 
 def _setup(manifest: Mapping[str, Any], model: Mapping[str, Any], arm: str, dose: int) -> Setup:
     """Settings as recorded with the answers; an older manifest has one decoding for all, and a dtype per model."""
-    answers = manifest.get("answers", {}).get(arm, {}).get(str(dose), {})
-    settings = answers.get("settings", {})
+    answers = _inner(manifest, "answers", arm, str(dose))
+    settings = _inner(answers, "settings")
     decoding = answers.get("decoding", manifest.get("decoding"))
     dtype = settings.get("dtype", model.get("dtype"))
     return Setup(
         model=str(model.get("name")),
         arm=arm,
         dose=dose,
-        decoding=None if decoding is None else canonical_json(decoding),
+        decoding=None if decoding is None else json.dumps(decoding, sort_keys=True),
         chat_template=settings.get("chat_template"),
         dtype=None if dtype is None else f"{dtype}, {model.get('quantization') or 'not quantized'}",
     )
+
+
+def _inner(tree: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The mapping under these names; empty where there is none."""
+    for name in names:
+        value = tree.get(name, {})
+        if not isinstance(value, dict):
+            raise DataError(
+                explain(f"manifest.json is damaged: {name!r}", got=type(value).__name__, remedy="run the study again")
+            )
+        tree = cast(dict[str, Any], value)
+    return tree
 
 
 def _training(study: Study, manifest: Mapping[str, Any]) -> tuple[tuple[Training, ...] | None, list[str]]:
@@ -262,7 +274,7 @@ def _training(study: Study, manifest: Mapping[str, Any]) -> tuple[tuple[Training
             examples = load_examples(found)
         except DataError:
             return None, [f"the training rows {source!r} cannot be read any more"]
-        if sha256_file(examples_path(found)) != manifest.get("data_sha256", {}).get(source):
+        if sha256_file(examples_path(found)) != _inner(manifest, "data_sha256").get(source):
             gaps.append(f"the training rows {source!r} are not those recorded")
         sets.append(Training(role, tuple(training_texts(examples)), tuple(example.response for example in examples)))
     return tuple(sets), gaps
@@ -276,14 +288,14 @@ def _gaps(study: Study, manifest: Mapping[str, Any]) -> list[str]:
         gaps.append("the code had changes that were not committed")
     for model in study.models:
         identity = next((item.get("identity") for item in manifest["models"] if item.get("name") == model.label), None)
-        if identity and "hub_id" in identity and model.revision is None:
+        if isinstance(identity, dict) and "hub_id" in identity and model.revision is None:
             gaps.append(f"the revision of {model.label!r} is not pinned")
     if manifest.get("limit") is not None:
         gaps.append(f"only the first {manifest['limit']} prompts of each set were asked")
     missing = [
         source
         for source in (study.prompts.harmful, study.prompts.benign, study.attack.data)
-        if source is not None and source not in manifest.get("data_sha256", {})
+        if source is not None and source not in _inner(manifest, "data_sha256")
     ]
     gaps += [f"no digest of {source!r} is recorded" for source in missing]
     return gaps

@@ -9,10 +9,10 @@ from tamperdose.audit.evidence import AnswerCell, Training
 from tamperdose.audit.findings import Audit, CellId
 from tamperdose.data.prompts import infer_template
 from tamperdose.errors import DataError, JudgeError, RunError, explain
-from tamperdose.files import read_csv, write_csv, write_json
+from tamperdose.files import read_csv, remove, write_csv, write_json
 from tamperdose.judges import JUDGE_NAMES, build_judge
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Subset, Verdict
-from tamperdose.run.audit import audit_cells, recorded_cell
+from tamperdose.run.audit import AUDIT_FILE, audit_cells, recorded_cell
 from tamperdose.run.compare import Observation, observe, write_comparisons
 from tamperdose.run.ledger import locked
 from tamperdose.run.manifest import git_state
@@ -151,6 +151,8 @@ def score_recordings(
             observed.append(observe(setting, cell, base_cell))
             advance(len(recording.prompts))
     with locked(out):
+        # An earlier audit must not vouch for these numbers, should this be stopped half way.
+        remove(out / AUDIT_FILE)
         write_comparisons(out, observed, level=0.95)
         _write_manifest(out, name, judges, [base, *(recording for _, recording in attacked)])
         write_json(out / "metrics.json", {"study": name, "judge": names[0], "metrics": rows})
@@ -172,7 +174,9 @@ def audit_recordings(
     Raises:
         DataError: Files that do not pair, doses that are not increasing and above 0.
         JudgeError: There is no judge of that name.
+        RunError: The folder holds a run's results, whose own audit would be lost, or cannot be written.
     """
+    _require_no_run(out)
     reader = build_judge(judge)
     cells: list[AnswerCell] = []
     for dose, recording in align_doses(base, attacked):
