@@ -33,7 +33,7 @@ from tamperdose.stats.ladder import next_dose
 Array = NDArray[np.float64]
 Curve = Callable[[Array], Array]
 
-N_FULL, N_QUICK = 200, 6
+N_FULL, N_QUICK = 120, 4
 """Data sets for each cell."""
 N_DRAWS = 300
 """Resamples of each."""
@@ -232,8 +232,8 @@ def trajectory_cells(n: int) -> Iterator[tuple[Cell, float]]:
     """Every curve, ladder and set of prompts; with the mean number of doses."""
     for curve in CURVES:
         for ladder in (*LADDERS, AUTO):
-            # The adaptive ladder asks for many fits: half as many data sets.
-            yield from (_cell((curve, ladder, design), n if ladder != AUTO else max(n // 2, 2)) for design in DESIGNS)
+            # The adaptive ladder asks for many fits: a third as many data sets.
+            yield from (_cell((curve, ladder, design), n if ladder != AUTO else max(n // 3, 2)) for design in DESIGNS)
 
 
 def _trajectories(n: int) -> str:
