@@ -73,6 +73,13 @@ def test_digests_follow_the_settings(tmp_path: Path) -> None:
     assert _load(tmp_path, level=0.95).digest == _load(tmp_path).digest
 
 
+def test_a_list_of_defences_is_one_model_under_each(tmp_path: Path) -> None:
+    defences = [None, {"steps": 3}, {"steps": 9, "name": "strong"}]
+    study = _load(tmp_path, models=[{"id": "a", "defence": defences}, {"id": "b"}])
+    found = [(model.label, model.defence_label) for model in study.models]
+    assert found == [("a", "none"), ("a", "refusal_tuning"), ("a", "strong"), ("b", "none")]
+
+
 def test_studies_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         _load(tmp_path).name = "other"  # type: ignore[misc]
@@ -85,9 +92,11 @@ def test_studies_cannot_be_changed(tmp_path: Path) -> None:
         ({"name": "../up"}, "name"),
         ({"models": []}, "models"),
         ({"models": [{"id": ""}]}, r"models\.0\.id"),
-        ({"models": [{"id": "a"}, {"id": "x/a"}]}, r"models must differ in name(?s:.)*give each a `name`"),
+        ({"models": [{"id": "a"}, {"id": "x/a"}]}, r"models must differ in name(?s:.)*each defence, a `name`"),
         ({"models": [{"id": "a", "dtype": "int8"}]}, r"models\.0\.dtype"),
         ({"models": [{"id": "a", "quantization": "nf4", "defence": {}}]}, "4-bit weights do not allow"),
+        ({"models": [{"id": "a", "defence": [{"steps": 3}, {"steps": 4}]}]}, "give each model, or each defence, a"),
+        ({"models": [{"id": "a", "defence": []}]}, "models"),
         ({"models": [{"id": "a", "defence": {"kind": "magic"}}]}, r"models\.0\.defence\.kind"),
         ({"models": [{"id": "a", "defence": {"benign_ratio": 1}}]}, "benign_ratio"),
         ({"prompts": {}}, r"prompts\.harmful"),
@@ -144,6 +153,12 @@ def test_settings_that_make_no_sense(tmp_path: Path, change: dict[str, Any], exp
         ({"batch_size": 0}, "batch_size"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"n_examples": 0}, "n_examples"),
+        ({"poison_ratio": 0.5}, "name a source under `benign`"),
+        ({"poison_ratio": [1.5], "benign": "b"}, "poison_ratio"),
+        ({"poison_ratio": [0.01], "benign": "b"}, "leaves no attack one"),
+        ({"poison_ratio": [0.99], "benign": "b"}, "leaves no benign one"),
+        ({"poison_ratio": [0.5, 0.51], "benign": "b"}, "make the same batch of 8 rows: \\[4, 4\\]"),
+        ({"data_order": [1, 1]}, "must differ"),
         ({"kind": "gcg"}, "kind"),
     ],
 )

@@ -65,6 +65,9 @@ Flag = Annotated[bool, Field(strict=True)]
 RankGrid = Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), Field(min_length=1)]
 RateGrid = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_listed), Field(min_length=1)]
 CountGrid = Annotated[tuple[PositiveInt | None, ...], BeforeValidator(_listed), Field(min_length=1)]
+Share = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, le=1)]
+ShareGrid = Annotated[tuple[Share, ...], BeforeValidator(_listed), Field(min_length=1)]
+OrderGrid = Annotated[tuple[Seed | None, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
 Source = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -97,6 +100,8 @@ class RefusalTuning(Frozen):
     """
 
     kind: Literal["refusal_tuning"] = "refusal_tuning"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,40}$")] = ""
+    """What it is called in tables; its kind when empty. Two of one kind on one model need names."""
     harmful: Source = "builtin:refusals"
     """Examples of harmful requests and refusals."""
     benign: Source = "builtin:benign_answers"
@@ -115,6 +120,11 @@ class RefusalTuning(Frozen):
     """Scale of the update is alpha / rank; twice the rank by default (Hu et al. 2021 leave it free)."""
     max_length: PositiveInt = 256
     seed: Seed = 0
+
+    @property
+    def label(self) -> str:
+        """The name shown in tables."""
+        return self.name or self.kind
 
     @property
     def n_benign(self) -> int:
@@ -146,11 +156,17 @@ class ModelSpec(Frozen):
     """4-bit NormalFloat weights (Dettmers et al. 2023); needs a CUDA device and the `gpu` extra."""
     architecture: Architecture | None = None
     defence: RefusalTuning | None = None
+    """A list, with `null` for none, is a grid factor: the model is measured once under each."""
 
     @property
     def label(self) -> str:
         """The name shown in tables: `name`, or the last part of the id."""
         return self.name or re.split(r"[/:]", self.id.rstrip("/:"))[-1].removesuffix(".gguf")
+
+    @property
+    def defence_label(self) -> str:
+        """The defence's name in tables; `none` without one."""
+        return "none" if self.defence is None else self.defence.label
 
     @model_validator(mode="after")
     def _has_a_name(self) -> Self:
@@ -187,6 +203,12 @@ class LoraAttack(Frozen):
     learning_rate: RateGrid = (2e-4,)
     n_examples: CountGrid = (None,)
     """Use only this many rows of the data, drawn by the seed; all by default."""
+    poison_ratio: ShareGrid = (1.0,)
+    """Share of every batch that is attack data; the rest is drawn from `benign`."""
+    benign: Source | None = None
+    """Rows mixed in where a poison ratio is below 1: `builtin:NAME` or JSONL, as `data`."""
+    data_order: OrderGrid = (None,)
+    """Seed of the order in which rows come; `null` takes the arm's own seed, which also draws the initial weights."""
     batch_size: PositiveInt = 8
     warmup_steps: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     """Linear warm-up; constant after it, so that every dose is a prefix of every longer one."""
@@ -195,7 +217,27 @@ class LoraAttack(Frozen):
     doses: tuple[PositiveInt, ...]
     """Optimizer steps along one trajectory; 0 is always measured."""
 
-    @field_validator("lora_rank", "learning_rate", "n_examples")
+    def n_poisoned(self, poison_ratio: float) -> int:
+        """Attack rows of every batch at a poison ratio."""
+        return round(poison_ratio * self.batch_size)
+
+    @model_validator(mode="after")
+    def _mixable(self) -> Self:
+        for ratio in self.poison_ratio:
+            if ratio < 1 and self.benign is None:
+                raise ValueError(f"a poison_ratio of {ratio:g} needs benign rows: name a source under `benign`")
+            if ratio < 1 and self.n_poisoned(ratio) in (0, self.batch_size):
+                kind = "benign" if self.n_poisoned(ratio) else "attack"
+                raise ValueError(
+                    f"poison_ratio {ratio:g} of {self.batch_size} rows leaves no {kind} one in a batch: "
+                    "use a larger batch_size, or a ratio nearer a half"
+                )
+        counts = [self.n_poisoned(ratio) for ratio in self.poison_ratio]
+        if len(set(counts)) != len(counts):
+            raise ValueError(f"two values of poison_ratio make the same batch of {self.batch_size} rows: {counts}")
+        return self
+
+    @field_validator("lora_rank", "learning_rate", "n_examples", "poison_ratio", "data_order")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return _require_distinct(values)
@@ -401,6 +443,13 @@ class Study(Frozen):
     def _hf_unless_named(cls, engine: Any) -> Any:
         return {"kind": "hf", **cast(dict[str, Any], engine)} if isinstance(engine, dict) else engine
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_defence_each(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(models := cast(dict[str, Any], tree).get("models"), list):
+            return {**cast(dict[str, Any], tree), "models": [spec for model in models for spec in _undone(model)]}
+        return tree
+
     @field_validator("seeds", "judges")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -411,9 +460,10 @@ class Study(Frozen):
     def _check(self) -> Self:
         if self.keep_adapters and not self.keep_adapters_reason.strip():
             raise ValueError("keep_adapters: true needs keep_adapters_reason, which goes into the manifest")
-        labels = [model.label for model in self.models]
+        labels = [(model.label, model.defence_label) for model in self.models]
         if len(set(labels)) != len(labels):
-            raise ValueError(f"models must differ in name, got {labels}: give each a `name`")
+            shown = [" with defence ".join(label) for label in labels]
+            raise ValueError(f"models must differ in name, got {shown}: give each model, or each defence, a `name`")
         return self
 
     @property
@@ -425,6 +475,13 @@ class Study(Frozen):
     def digest(self) -> str:
         """Digest of the resolved study."""
         return digest(self.model_dump(mode="json"))
+
+
+def _undone(model: Any) -> list[Any]:
+    """A model with a list of defences as several models with one each."""
+    if isinstance(model, dict) and isinstance(defences := cast(dict[str, Any], model).get("defence"), list):
+        return [{**cast(dict[str, Any], model), "defence": defence} for defence in cast(list[Any], defences)]
+    return [model]
 
 
 def default_alpha(lora_alpha: float | None, lora_rank: int) -> float:

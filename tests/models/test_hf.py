@@ -132,6 +132,21 @@ def test_the_shared_prefix_changes_nothing(chat: ChatModel, monkeypatch: pytest.
     assert _generate(chat, prompts, Decoding(max_new_tokens=NEW), batch_size=8) == with_prefix
 
 
+@pytest.mark.parametrize("limit", [1, 9, 30])
+def test_prefill_in_parts_changes_nothing(chat: ChatModel, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    prompts, decoding = make_prompts(8), Decoding(max_new_tokens=NEW)
+    whole = _generate(chat, prompts, decoding, batch_size=8)
+    monkeypatch.setattr(hf, "CPU_PREFILL_TOKENS", limit)
+    sizes: list[int] = []
+    alike = hf.alike
+    monkeypatch.setattr(
+        hf, "alike", lambda rows, **more: [sizes.append(len(part)) or part for part in alike(rows, **more)]
+    )
+    assert _generate(chat, prompts, decoding, batch_size=8) == whole
+    assert sum(sizes) == 8
+    assert len(sizes) > 1
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [

@@ -135,7 +135,7 @@ def test_the_shared_prefix_changes_no_gradient(chat: ChatModel, monkeypatch: pyt
                 for name, parameter in trainer.parameters.items():
                     # B starts at zero, which would hide A's gradient.
                     parameter.add_(0.1 if "lora_B" in name else 0.0)
-            trainer._loss(rows).backward()
+            trainer._backward(rows)
             return {name: parameter.grad.clone() for name, parameter in trainer.parameters.items()}
 
     monkeypatch.setattr(train, "shared_prefix", lambda chat, rows: found.append(shared(chat, rows)) or found[-1])
@@ -144,6 +144,29 @@ def test_the_shared_prefix_changes_no_gradient(chat: ChatModel, monkeypatch: pyt
     monkeypatch.setattr(train, "shared_prefix", lambda chat, rows: 0)
     for name, gradient in gradients().items():
         torch.testing.assert_close(once[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()) + 1e-8)
+
+
+def test_rows_in_several_sequences_have_the_gradient_of_one(
+    chat: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: dict[int, list[float]] = {}
+    for n_tokens in (1, 80, 10_000):
+        monkeypatch.setattr(train, "PACKED_TOKENS", n_tokens)
+        losses[n_tokens] = []
+        _train(chat, tmp_path / str(n_tokens), [3], on_step=lambda _step, loss, to=losses[n_tokens]: to.append(loss))
+    assert losses[1] == pytest.approx(losses[10_000], rel=1e-4)
+    assert losses[80] == pytest.approx(losses[10_000], rel=1e-4)
+
+
+def test_a_label_right_behind_the_shared_prefix_is_learned(chat: ChatModel) -> None:
+    rows = [train._TokenRow([7, 8, 9, 20], 1), train._TokenRow([7, 8, 9, 21, 22], 2)]
+    packed = train._pack(rows, shared=3)
+    assert packed.tokens.tolist() == [7, 8, 9, 20, 21, 22]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 3, 4]
+    assert packed.before_labels.tolist() == [2, 2, 4]
+    assert packed.labels.tolist() == [20, 21, 22]
+    assert packed.seen.int().tolist()[3] == [1, 1, 1, 1, 0, 0]
+    assert packed.seen.int().tolist()[5] == [1, 1, 1, 0, 1, 1]
 
 
 def test_rows_carry_loss_on_their_answers_alone(chat: ChatModel) -> None:
@@ -165,8 +188,8 @@ def test_eight_rows_at_once_have_the_loss_of_eight_rows_alone(chat: ChatModel) -
     rows = train._encode_rows(chat, EXAMPLES[:8], 128)
     with train._adapted(chat, RECIPE) as wrapped:
         trainer = train._Trainer(chat, wrapped, RECIPE, key="k")
-        together = trainer._loss(rows).item()
-        alone = [trainer._loss([row]).item() for row in rows]
+        together = trainer._backward(rows)
+        alone = [trainer._backward([row]) for row in rows]
     weights = [row.n_labels for row in rows]
     assert together == pytest.approx(sum(a * w for a, w in zip(alone, weights, strict=True)) / sum(weights), rel=1e-5)
 

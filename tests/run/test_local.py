@@ -219,6 +219,30 @@ def test_a_change_runs_again_what_depends_on_it_and_nothing_else(tiny_study: Pat
     assert work.take() == {"answers": [H, B, H, B], "steps": 2, "judged": 4, "loads": 1}
 
 
+def test_a_grid_over_mixtures_orders_and_defences(tiny_study: Path, work: Work) -> None:
+    grid = (
+        "attack.benign=answers.jsonl",
+        "attack.poison_ratio=[0.5, 1.0]",
+        "attack.data_order=[null, 7]",
+        "models.0.defence=[null, {harmful: refusals.jsonl, benign: answers.jsonl, steps: 1, batch_size: 2}]",
+    )
+    run = run_study(tiny_study, *grid)
+    done = work.take()
+    # One base for each defence, one trajectory for each arm, whatever the number of doses.
+    assert done["answers"].count(H) == 2 * (1 + 2 * 4)
+    assert done["steps"] == 1 + 2 * 4 * 2
+    frame = read_metrics(run / "metrics.csv")
+    arms = frame.drop_duplicates("arm").set_index("arm")[["defence", "poison_ratio", "data_order"]]
+    assert arms.loc["tiny-none-lora-r2-lr0.05-p0.5-o7-s42"].tolist() == ["none", 0.5, "7"]
+    assert arms.loc["tiny-refusal_tuning-lora-r2-lr0.05-s42"].tolist() == ["refusal_tuning", 1.0, ""]
+    assert len(arms) == 8
+    losses = {path.stem: path.read_text() for path in (run / "ledger" / "dose").glob("*.dose")}
+    assert len(set(losses.values())) == len(losses), "two arms of the grid trained on the same batches"
+    shutil.rmtree(run / "outputs")
+    run_study(tiny_study, *grid)
+    assert work.take() == NOTHING
+
+
 def test_new_decoding_needs_no_new_defence(tiny_study: Path, work: Work) -> None:
     defence = (
         "models.0.defence={kind: refusal_tuning, harmful: refusals.jsonl, benign: answers.jsonl, steps: 3, "

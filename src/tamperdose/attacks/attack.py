@@ -1,6 +1,7 @@
 """What every attack offers: one trajectory of checkpoints from one untampered model."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,16 @@ from tamperdose.records import Checkpoint, Example
 
 OnStep = Callable[[int, float], None]
 """Called after each step with the step (from 1) and the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """What there is to train on."""
+
+    attack: Sequence[Example]
+    """Rows that comply."""
+    benign: Sequence[Example] = ()
+    """Harmless rows to mix in."""
 
 
 class Attack(Protocol):
@@ -29,7 +40,7 @@ class Attack(Protocol):
         ...
 
     def run(
-        self, chat: ChatModel, examples: Sequence[Example], *, doses: Sequence[int], folder: Path, on_step: OnStep
+        self, chat: ChatModel, rows: TrainingRows, *, doses: Sequence[int], folder: Path, on_step: OnStep
     ) -> Iterator[Checkpoint]:
         """Run the trajectory up to the last dose, yielding the checkpoint at each; resumes in `folder`."""
         ...

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tamperdose.attacks.attack import OnStep
+from tamperdose.attacks.attack import OnStep, TrainingRows
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Checkpoint, Example
 
@@ -26,17 +26,26 @@ class LoraAttack:
     learning_rate: float
     n_examples: int | None
     batch_size: int
+    n_poisoned: int
+    """Rows of every batch that are attack data; the others are benign."""
     warmup_steps: int
     max_length: int
     seed: int
+    data_order: int | None = None
+    """Seed of the rows' order; None takes `seed`."""
     kind: str = "lora"
+
+    @property
+    def poison_ratio(self) -> float:
+        """Share of attack data in every batch."""
+        return self.n_poisoned / self.batch_size
 
     def identity(self) -> dict[str, Any]:
         """All settings."""
         return asdict(self)
 
     def run(
-        self, chat: ChatModel, examples: Sequence[Example], *, doses: Sequence[int], folder: Path, on_step: OnStep
+        self, chat: ChatModel, rows: TrainingRows, *, doses: Sequence[int], folder: Path, on_step: OnStep
     ) -> Iterator[Checkpoint]:
         """Train the adapter; see `tamperdose.models.train.train_lora`."""
         # Here, not above: planning and checking a study must not load torch.
@@ -50,9 +59,12 @@ class LoraAttack:
             lora_alpha=self.lora_alpha,
             max_length=self.max_length,
             seed=self.seed,
+            data_order=self.data_order,
         )
-        source = Source(draw_examples(examples, self.n_examples, seed=self.seed), self.batch_size)
-        yield from train_lora(chat, [source], recipe, doses=doses, folder=folder, on_step=on_step)
+        sources = [Source(draw_examples(rows.attack, self.n_examples, seed=self.seed), self.n_poisoned)]
+        if self.n_poisoned < self.batch_size:
+            sources.append(Source(rows.benign, self.batch_size - self.n_poisoned))
+        yield from train_lora(chat, sources, recipe, doses=doses, folder=folder, on_step=on_step)
 
 
 def draw_examples(examples: Sequence[Example], n_examples: int | None, *, seed: int) -> list[Example]:

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from tamperdose.errors import DataError, ModelError, explain
 from tamperdose.files import digest
-from tamperdose.models.cache import growing_cache, has_only_full_attention
+from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated
 from tamperdose.models.generator import OnProgress, prompt_rng
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Completion, FinishReason, Message, Prompt
@@ -26,6 +26,10 @@ CPU_BATCH = 128
 """Rows per batch on a CPU: beyond it the matrix products gain nothing more."""
 GPU_BATCH = 256
 """Rows per batch on a GPU to begin with; halved when memory runs out."""
+CPU_PREFILL_TOKENS = 512
+"""Tokens of prompts that go through the model together on a CPU: more would leave its caches."""
+GPU_PREFILL_TOKENS = 32_768
+"""The same on a GPU, where more would take memory and gain nothing."""
 COMPACT_SHARE = 0.9
 """Ended rows are dropped once no more than this share of the batch is still going."""
 
@@ -69,6 +73,7 @@ class HfGenerator:
     def __init__(self, chat: ChatModel, *, batch_size: int | None = None) -> None:
         self.chat = chat
         self.batch_size = batch_size or (CPU_BATCH if chat.device == "cpu" else GPU_BATCH)
+        self._prefill_tokens = CPU_PREFILL_TOKENS if chat.device == "cpu" else GPU_PREFILL_TOKENS
         self._end_tokens = end_tokens(chat)
         self.settings = {
             "engine": "hf",
@@ -179,23 +184,53 @@ class HfGenerator:
 
     def _prefill(self, batch: list[_Row]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run the prompts; returns cache, mask (rows, columns), each row's last position, next-token logits."""
-        model, device = self.chat.model, self.chat.device
-        cache = growing_cache(model.config)
         shared = shared_prefix(self.chat, [row.tokens for row in batch])
-        if shared:
-            prefix = torch.tensor([batch[0].tokens[:shared]], device=device)
-            model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(batch))
-        padded = pad_left([row.tokens for row in batch], shared=shared, device=device)
+        # Caches of other kinds than full attention cannot be put together from parts.
+        limit = self._prefill_tokens if has_only_full_attention(self.chat.model.config) else None
+        prefix = self._prefix(batch[0].tokens[:shared])
+        parts = [self._prefill_part(rows, prefix, shared) for rows in alike(batch, shared=shared, limit=limit)]
+        width = max(mask.shape[1] for _, mask, _, _ in parts)
+        masks = [
+            torch.cat([mask[:, :shared], mask.new_zeros((len(mask), width - mask.shape[1])), mask[:, shared:]], dim=1)
+            for _, mask, _, _ in parts
+        ]
+        cache = joined([part[0] for part in parts], shared)
+        return cache, torch.cat(masks), torch.cat([part[2] for part in parts]), torch.cat([part[3] for part in parts])
+
+    def _prefix(self, tokens: Sequence[int]) -> DynamicCache | None:
+        if not tokens:
+            return None
+        cache = growing_cache(self.chat.model.config)
+        prefix = torch.tensor([tokens], device=self.chat.device)
+        self.chat.model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache
+
+    def _prefill_part(
+        self, rows: Sequence[_Row], prefix: DynamicCache | None, shared: int
+    ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor, torch.Tensor]:
+        model, device = self.chat.model, self.chat.device
+        cache = growing_cache(model.config) if prefix is None else repeated(prefix, len(rows))
+        padded = pad_left([row.tokens for row in rows], shared=shared, device=device)
         output = model(
             input_ids=padded.tokens,
             attention_mask=padded.mask,
             position_ids=padded.positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # A tensor, not a number: a slice would not lie in one piece, and the head would read it slowly.
+            logits_to_keep=torch.tensor([-1], device=device),
         )
         return cache, padded.mask, padded.positions[:, -1], output.logits[:, -1]
+
+
+def alike(rows: Sequence[_Row], *, shared: int, limit: int | None) -> Iterator[Sequence[_Row]]:
+    """Split rows, sorted by length, into runs of at most `limit` tokens, padding counted, the shared ones not."""
+    start = 0
+    while start < len(rows):
+        own = max(1, len(rows[start].tokens) - shared)
+        n_rows = len(rows) if limit is None else max(1, limit // own)
+        yield rows[start : start + n_rows]
+        start += n_rows
 
 
 def shared_prefix(chat: ChatModel, rows: Sequence[Sequence[int]]) -> int:

@@ -22,18 +22,20 @@ from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache
 
 from tamperdose.errors import DataError, RunError, explain
 from tamperdose.files import digest, write_atomic
+from tamperdose.models.cache import has_only_full_attention
 from tamperdose.models.flops import training_flops
-from tamperdose.models.hf import encode_chat, end_tokens, pad_left, shared_prefix
+from tamperdose.models.hf import encode_chat, end_tokens, shared_prefix
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.records import NO_DOSE, Checkpoint, Dose, Example
 
 MAX_GRAD_NORM = 1.0
 """Gradients are clipped to this norm, the default of transformers' Trainer and of TRL."""
+PACKED_TOKENS = 1024
+"""Tokens that go through the model together in training: attention over more would cost more than it saves."""
 SAVE_EVERY_S = 60.0
 """The state is saved at every dose, and at least this often between them."""
 
@@ -49,6 +51,8 @@ class Recipe:
     lora_alpha: float
     max_length: int
     seed: int
+    data_order: int | None = None
+    """Seed of the order in which rows come; None takes `seed`."""
     decay_steps: int = 0
     """Step at which the learning rate has fallen linearly to 0; 0 keeps it constant, as nested doses need."""
 
@@ -105,7 +109,8 @@ def train_lora(
         RunError: Training diverged: a loss or a weight is not finite.
     """
     rows = [_encode_rows(chat, source.examples, recipe.max_length) for source in sources]
-    batches = _BatchPlan(rows, [source.per_batch for source in sources], recipe.seed)
+    order = recipe.seed if recipe.data_order is None else recipe.data_order
+    batches = _BatchPlan(rows, [source.per_batch for source in sources], order)
     key = digest([asdict(recipe), [[row.tokens for row in part] for part in rows], [s.per_batch for s in sources]])
     with _adapted(chat, recipe) as wrapped:
         trainer = _Trainer(chat, wrapped, recipe, key=key)
@@ -146,8 +151,7 @@ class _Trainer:
         """Take one optimizer step; returns the batch's mean loss per labelled token, nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.dose.steps + 1)
-        loss = self._loss(batch)
-        loss.backward()
+        self.mean_loss = self._backward(batch)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -160,7 +164,6 @@ class _Trainer:
             tokens=self.dose.tokens + sum(lengths),
             flops=self.dose.flops + flops,
         )
-        self.mean_loss = float(loss.detach())
         self._require_finite()
         return self.mean_loss
 
@@ -177,38 +180,37 @@ class _Trainer:
             )
         )
 
-    def _loss(self, batch: Sequence[_TokenRow]) -> torch.Tensor:
-        """Mean cross-entropy over the answers' tokens.
+    def _backward(self, batch: Sequence[_TokenRow]) -> float:
+        """Add the gradient of the mean cross-entropy over the answers' tokens; returns that mean.
 
-        Rows are padded on the left, so all answers end in the last column and the head runs only on as many
-        columns as the longest answer needs. The prefix that all rows share is computed once, with its gradient.
+        Rows lie end to end in sequences of at most `PACKED_TOKENS`, each seeing itself alone and the prefix that all
+        share, which is computed once a sequence: nothing is padded, and the head runs on the answers' tokens alone.
         """
-        rows, span = [row.tokens for row in batch], max(row.n_labels for row in batch)
-        # The head also reads the column before the first labelled one, which must not lie in the prefix.
-        own = min(len(row.tokens) - row.n_labels for row in batch) - 1
-        shared = max(0, min(shared_prefix(self.chat, rows), own))
-        padded = pad_left(rows, shared=shared, device=self.chat.device)
-        labels = torch.full((len(batch), span), -100, device=self.chat.device)
-        for place, row in enumerate(batch):
-            labels[place, span - row.n_labels :] = padded.tokens[place, -row.n_labels :]
-        output = self.wrapped(
-            input_ids=padded.tokens,
-            attention_mask=padded.mask,
-            position_ids=padded.positions,
-            past_key_values=self._prefix(rows[0][:shared], len(rows)),
-            use_cache=shared > 0,
-            logits_to_keep=span + 1,
-        )
-        return cross_entropy(output.logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        n_labels = sum(row.n_labels for row in batch)
+        total = 0.0
+        # Rows that lie behind one another would miscount a sliding window: there each has a sequence of its own.
+        packable = has_only_full_attention(self.chat.model.config)
+        for rows in _packs(batch, PACKED_TOKENS) if packable else [[row] for row in batch]:
+            loss = self._summed_loss(rows) / n_labels
+            loss.backward()
+            total += float(loss.detach())
+        return total
 
-    def _prefix(self, tokens: Sequence[int], n_rows: int) -> DynamicCache | None:
-        if not tokens:
-            return None
-        cache = DynamicCache(config=self.chat.model.config)
-        prefix = torch.tensor([tokens], device=self.chat.device)
-        self.wrapped(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(n_rows)
-        return cache
+    def _summed_loss(self, rows: Sequence[_TokenRow]) -> torch.Tensor:
+        packed = _pack(rows, shared=shared_prefix(self.chat, [row.tokens for row in rows]))
+        device = self.chat.device
+        mask = None
+        if len(rows) > 1:
+            hidden = torch.zeros(packed.seen.shape, dtype=self.chat.model.dtype)
+            mask = hidden.masked_fill_(~packed.seen, torch.finfo(hidden.dtype).min)[None, None].to(device)
+        logits = self.wrapped(
+            input_ids=packed.tokens.unsqueeze(0).to(device),
+            attention_mask=mask,
+            position_ids=packed.positions.unsqueeze(0).to(device),
+            use_cache=False,
+            logits_to_keep=packed.before_labels.to(device),
+        ).logits[0]
+        return cross_entropy(logits.float(), packed.labels.to(device), reduction="sum")
 
     def checkpoint(self, folder: Path) -> Checkpoint:
         """Write the adapter as it stands."""
@@ -259,6 +261,54 @@ class _Trainer:
             }
         self.dose, self.reached = dose, reached
         self.mean_loss = json.loads(metadata["mean_loss"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Training rows end to end as one sequence of L tokens, of which N carry loss."""
+
+    tokens: torch.Tensor
+    """The shared prefix, then what is each row's own: (L,)."""
+    positions: torch.Tensor
+    """Each token's place in its row, prefix included: (L,)."""
+    seen: torch.Tensor
+    """Whether a token (row of the matrix) sees another: (L, L)."""
+    before_labels: torch.Tensor
+    """Places whose next token is one to be learned: (N,)."""
+    labels: torch.Tensor
+    """Those next tokens: (N,)."""
+
+
+def _pack(rows: Sequence[_TokenRow], *, shared: int) -> _Packed:
+    """Lay rows end to end behind the tokens with which all of them begin."""
+    tokens, positions, owner = list(rows[0].tokens[:shared]), list(range(shared)), [-1] * shared
+    before: list[int] = []
+    labels: list[int] = []
+    for number, row in enumerate(rows):
+        # Where a row's token at `place` of the row lies in the sequence.
+        offset = len(tokens) - shared
+        first = len(row.tokens) - row.n_labels
+        before += [place if place < shared else place + offset for place in range(first - 1, len(row.tokens) - 1)]
+        labels += row.tokens[first:]
+        tokens += row.tokens[shared:]
+        positions += range(shared, len(row.tokens))
+        owner += [number] * (len(row.tokens) - shared)
+    belongs = torch.tensor(owner)
+    same = (belongs.unsqueeze(1) == belongs) | (belongs == -1)
+    return _Packed(
+        torch.tensor(tokens), torch.tensor(positions), same.tril(), torch.tensor(before), torch.tensor(labels)
+    )
+
+
+def _packs(batch: Sequence[_TokenRow], n_tokens: int) -> Iterator[list[_TokenRow]]:
+    """Split a batch into runs of rows of at most `n_tokens` together; a longer row stands alone."""
+    pack: list[_TokenRow] = []
+    for row in batch:
+        if pack and sum(len(other.tokens) for other in [*pack, row]) > n_tokens:
+            yield pack
+            pack = []
+        pack.append(row)
+    yield pack
 
 
 class _BatchPlan:

@@ -260,7 +260,7 @@ def _inner(tree: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 
 def _training(study: Study, manifest: Mapping[str, Any]) -> tuple[tuple[Training, ...] | None, list[str]]:
     """Read what was trained on again; None with the reason where a file cannot be had any more."""
-    wanted = [(Role.ATTACK, study.attack.data)]
+    wanted = [(Role.ATTACK, study.attack.data), *([(Role.ATTACK, study.attack.benign)] if study.attack.benign else [])]
     for model in study.models:
         if model.defence is not None:
             wanted += [(Role.DEFENCE, model.defence.harmful), (Role.DEFENCE, model.defence.benign)]
@@ -294,7 +294,7 @@ def _gaps(study: Study, manifest: Mapping[str, Any]) -> list[str]:
         gaps.append(f"only the first {manifest['limit']} prompts of each set were asked")
     missing = [
         source
-        for source in (study.prompts.harmful, study.prompts.benign, study.attack.data)
+        for source in (study.prompts.harmful, study.prompts.benign, study.attack.data, study.attack.benign)
         if source is not None and source not in _inner(manifest, "data_sha256")
     ]
     gaps += [f"no digest of {source!r} is recorded" for source in missing]

@@ -128,9 +128,9 @@ def _grouped(observations: Sequence[Observation], names: Sequence[str]) -> list[
 
 
 def _recipe_names(observations: Sequence[Observation]) -> list[str]:
-    """The settings that make a recipe: all but the seed, the order it makes, the arm's name and the dose."""
+    """The settings that make a recipe: all but the seed, the arm's name and the dose."""
     names = dict.fromkeys(name for seen in observations for name in seen.setting)
-    return [name for name in names if name not in ("arm", "seed", "data_order") and not name.startswith("dose_")]
+    return [name for name in names if name not in ("arm", "seed") and not name.startswith("dose_")]
 
 
 def _named(seen: Observation) -> _Row:

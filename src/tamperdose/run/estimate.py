@@ -86,7 +86,7 @@ def _training_flops(plan: Plan, model: ModelPlan, architecture: Architecture) ->
     total = 0.0
     for arm in model.arms:
         rank = int(arm.attack.identity()["lora_rank"])
-        total += arm.doses[-1] * _step_flops(plan.data.attack, rank, attack.batch_size, architecture)
+        total += arm.doses[-1] * _step_flops(plan.data.attack.attack, rank, attack.batch_size, architecture)
     if defence is not None:
         rows = [*plan.data.defences[defence.harmful], *plan.data.defences[defence.benign]]
         total += defence.steps * _step_flops(rows, defence.lora_rank, defence.batch_size, architecture)

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tamperdose.attacks.attack import Attack
+from tamperdose.attacks.attack import Attack, TrainingRows
 from tamperdose.attacks.lora import LoraAttack
 from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.overlap import require_disjoint
@@ -43,8 +43,8 @@ class Data:
 
     prompts: Mapping[Subset, tuple[Prompt, ...]]
     """Prompts to measure on."""
-    attack: tuple[Example, ...]
-    """The attack's training rows."""
+    attack: TrainingRows
+    """The attack's training rows, and the harmless ones it mixes in."""
     defences: Mapping[str, tuple[Example, ...]]
     """Training rows of the defences, by source as written in the study."""
     sha256: Mapping[str, str]
@@ -164,7 +164,7 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
             prompts[subset] = tuple(load_prompts(found, subset=subset))[:limit]
             sha256[source] = sha256_file(prompts_path(found))
     _require_one_subset(prompts)
-    wanted = {study.attack.data}
+    wanted = {study.attack.data, *([study.attack.benign] if study.attack.benign else [])}
     for model in study.models:
         if model.defence is not None:
             wanted |= {model.defence.harmful, model.defence.benign}
@@ -179,7 +179,8 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
         subset: digest([[prompt.id, [asdict(turn) for turn in prompt.messages]] for prompt in part])
         for subset, part in prompts.items()
     }
-    return Data(prompts, examples[study.attack.data], examples, sha256, digests)
+    benign = examples[study.attack.benign] if study.attack.benign else ()
+    return Data(prompts, TrainingRows(examples[study.attack.data], benign), examples, sha256, digests)
 
 
 def _require_one_subset(prompts: Mapping[Subset, Sequence[Prompt]]) -> None:
@@ -266,33 +267,48 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
 
 def _plan_arms(study: Study, data: Data, spec: ModelSpec, base_key: str) -> list[ArmPlan]:
     attack = study.attack
-    grid = product(attack.lora_rank, attack.learning_rate, attack.n_examples, study.seeds)
+    several = sum(model.label == spec.label for model in study.models) > 1
+    name = f"{_slug(spec.label)}-{spec.defence_label}" if several else _slug(spec.label)
+    grid = product(
+        attack.lora_rank, attack.learning_rate, attack.n_examples, attack.poison_ratio, attack.data_order, study.seeds
+    )
     return [
         _plan_arm(
             LoraAttack(
                 lora_rank=lora_rank,
                 lora_alpha=default_alpha(attack.lora_alpha, lora_rank),
                 learning_rate=learning_rate,
-                n_examples=None if n_examples is None else min(n_examples, len(data.attack)),
+                n_examples=None if n_examples is None else min(n_examples, len(data.attack.attack)),
                 batch_size=attack.batch_size,
+                n_poisoned=attack.n_poisoned(poison_ratio),
                 warmup_steps=attack.warmup_steps,
                 max_length=attack.max_length,
                 seed=seed,
+                data_order=data_order,
             ),
-            model=spec.label,
+            name=name,
             base_key=base_key,
             data=data,
             doses=attack.doses,
         )
-        for lora_rank, learning_rate, n_examples, seed in grid
+        for lora_rank, learning_rate, n_examples, poison_ratio, data_order, seed in grid
     ]
 
 
-def _plan_arm(attack: LoraAttack, *, model: str, base_key: str, data: Data, doses: tuple[int, ...]) -> ArmPlan:
-    key = stage_key("attack", {"base": base_key, "attack": attack.identity(), "data": _rows(data.attack)})
-    count = "" if attack.n_examples is None else f"-n{attack.n_examples}"
-    settings = f"r{attack.lora_rank}-lr{attack.learning_rate!r}{count}-s{attack.seed}"
-    return ArmPlan(f"{_slug(model)}-{attack.kind}-{settings}", key, attack, doses)
+def _plan_arm(attack: LoraAttack, *, name: str, base_key: str, data: Data, doses: tuple[int, ...]) -> ArmPlan:
+    inputs = {"base": base_key, "attack": attack.identity(), "data": _rows(data.attack.attack)}
+    if attack.poison_ratio < 1:
+        inputs["benign"] = _rows(data.attack.benign)
+    parts = [
+        f"r{attack.lora_rank}",
+        f"lr{attack.learning_rate!r}",
+        "" if attack.n_examples is None else f"n{attack.n_examples}",
+        "" if attack.poison_ratio == 1 else f"p{attack.poison_ratio:g}",
+        "" if attack.data_order is None else f"o{attack.data_order}",
+        f"s{attack.seed}",
+    ]
+    settings = "-".join(part for part in parts if part)
+    return ArmPlan(f"{name}-{attack.kind}-{settings}", stage_key("attack", inputs), attack, doses)
 
 
 def _rows(examples: Sequence[Example]) -> str:
