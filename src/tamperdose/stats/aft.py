@@ -180,15 +180,15 @@ def _checked(x: ArrayLike, low: ArrayLike, high: ArrayLike, weights: ArrayLike |
 
 def _terms(design: _Vector, data: Bounded, theta: _Vector) -> tuple[float, _Vector]:
     """Log likelihood and its gradient at theta = (a / sd, b / sd, ..., 1 / sd)."""
-    delta, scale = theta[:-1], theta[-1]
+    delta, scale = theta[:-1], float(theta[-1])
     mean = design @ delta
     exact = data.exact
     z_low, z_high = scale * data.low - mean, scale * data.high - mean
     z = np.where(exact, z_low, 0.0)
     # Both ends are put into the lower tail, where differences of probabilities keep their digits.
     flip = z_low > 0
-    upper: _Vector = np.where(flip, -z_low, z_high)
-    lower: _Vector = np.where(flip, -z_high, z_low)
+    upper = np.where(flip, -z_low, z_high)
+    lower = np.where(flip, -z_high, z_low)
     log_upper, log_lower = log_normal_cdf(upper), log_normal_cdf(lower)
     gap = np.where(exact, -1.0, log_lower - log_upper)
     log_mass = log_upper + np.log(-np.expm1(np.minimum(gap, -1e-300)))
