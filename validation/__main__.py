@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tamperdose.files import write_text
 
-PARTS = ("judges", "coverage", "correction", "audit")
+PARTS = ("judges", "coverage", "correction", "scaling", "audit")
 """Modules of this folder, in the order of the page."""
 INTRODUCTION = """# Validation
 

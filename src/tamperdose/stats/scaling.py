@@ -201,12 +201,7 @@ def scaling(
     >>> round(found.meta.slope.value, 3), found.meta.slope.df, found.meta.cautions[0]
     (0.151, 1, '3 sizes: fewer than 4')
     """
-    check_level(level)
-    for point in points:
-        check_point(point, positive=True)
-    defined = [point for point in points if point.censored != "undefined"]
-    undefined = tuple(LeftOut(p.model, p.seed, "undefined: nothing to lose") for p in points if p not in defined)
-    frame = _Frame(NULL_SLOPES[unit], level, _sizes_to_draw(defined), tuple(at), undefined)
+    frame, defined = _frame(points, unit, at, level=level)
     sizes, left_out = _uncensored(defined, _log_value, log_standard_error)
     return Scaling(
         unit=unit,
@@ -214,6 +209,35 @@ def scaling(
         censored=_censored_fit(defined, frame, brackets=brackets),
         leave_one_out=leave_one_out(sizes, level=level),
     )
+
+
+def meta_scaling(
+    points: Sequence[SizePoint], unit: DoseUnit, *, at: Sequence[float] = (), level: float = 0.95
+) -> ScalingFit:
+    """The meta-regression of :func:`scaling` alone.
+
+    >>> arms = [SizePoint(f"m{n}", n, dose, None, None) for n, dose in [(1e8, 5), (1e9, 50)]]
+    >>> found = meta_scaling(arms, DoseUnit.FLOPS)
+    >>> round(found.slope.value, 6), found.reason
+    (1.0, '2 sizes with a value: an interval needs 3')
+    """
+    frame, defined = _frame(points, unit, at, level=level)
+    return _meta_fit(*_uncensored(defined, _log_value, log_standard_error), frame)
+
+
+def _frame(
+    points: Sequence[SizePoint], unit: DoseUnit, at: Sequence[float], *, level: float
+) -> tuple["_Frame", list[SizePoint]]:
+    """What both fits need, and the arms that something is known of."""
+    for point in points:
+        check_point(point, positive=True)
+    defined = [point for point in points if point.censored != "undefined"]
+    undefined = tuple(
+        LeftOut(point.model, point.seed, "undefined: nothing to lose")
+        for point in points
+        if point.censored == "undefined"
+    )
+    return _Frame(NULL_SLOPES[unit], check_level(level), _sizes_to_draw(defined), tuple(at), undefined), defined
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,11 +135,15 @@ def _naive(table: _Table, signed: _Table, templates: Sequence[str], level: float
     if chosen is None:
         return rate([], [], level=level), None
     readable = ~np.isnan(table[:, chosen, :])
-    kept = readable.any(axis=1)
+    kept = np.any(readable, axis=1)
     means = np.nansum(table[kept, chosen, :], axis=1) / readable[kept].sum(axis=1)
-    names = [templates[row] for row in np.flatnonzero(kept)]
+    names = _kept(templates, kept)
     found = rate(means, names, level=level, n_unreadable=int((~kept).sum()))
     return found, chosen
+
+
+def _kept(templates: Sequence[str], kept: NDArray[np.bool_]) -> list[str]:
+    return [template for template, keep in zip(templates, kept.tolist(), strict=True) if keep]
 
 
 def _sums(signed: _Table) -> tuple[_Table, _Table]:
@@ -215,9 +219,9 @@ def _half(n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 def _estimate(scores: _Table, templates: Sequence[str], level: float) -> Estimate:
     readable = ~np.isnan(scores)
-    kept = readable.any(axis=1)
+    kept = np.any(readable, axis=1)
     means = np.nansum(scores[kept], axis=1) / readable[kept].sum(axis=1)
-    names = [templates[row] for row in np.flatnonzero(kept)]
+    names = _kept(templates, kept)
     # Sums of shares may pass 1 by rounding.
     within = rate(np.clip(means, 0, 1), names, level=level, n_unreadable=int((~kept).sum()))
     by_seed = readable.sum(axis=0)
