@@ -47,7 +47,7 @@ def test_without_known_errors_it_is_ordinary_least_squares() -> None:
 
 
 def test_scatter_is_paule_and_mandels() -> None:
-    """On two xs, each with the same weights, the line is two means; a slope of nothing leaves statsmodels' iteration."""
+    """The equation holds; and where there is no slope to see, it is that of statsmodels with one degree less."""
     variance = np.array([0.002, 0.004, 0.001, 0.003, 0.002])
     tau2 = paule_mandel(X, Y, variance)
     weights = 1 / (variance + tau2)

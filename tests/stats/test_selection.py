@@ -1,4 +1,4 @@
-"""The worst attacker over a grid: no bias where the naive minimum has one, intervals that hold the procedure's value."""
+"""The worst attacker over a grid: no bias where the naive minimum has one, and intervals that hold the truth."""
 
 import sys
 from pathlib import Path
