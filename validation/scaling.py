@@ -38,7 +38,7 @@ SLOPE, NEW = 0.2, 10.5
 SIZES = (3, 4, 5, 8)
 SCATTERS = (0.0, 0.05, 0.15)
 """Standard deviation of models about the line, decades."""
-N_META, N_CENSORED, N_CLAIM, N_COMPUTE, N_SELECTION = 1000, 150, 400, 60, 250
+N_META, N_CENSORED, N_CLAIM, N_COMPUTE, N_SELECTION = 1000, 80, 300, 40, 200
 """Data sets a cell; a quick run takes a twentieth."""
 
 
@@ -203,16 +203,16 @@ _ANSWERS = "supported | contradicted | undecided"
 
 
 def collapse_answers(truths: Sequence[float], *, n: int, family: bool) -> list[Answer]:
-    """Claim 1 for three arms whose retention is the same at each of the three doses; 20 templates x 5 prompts."""
+    """Claim 1 for three arms whose retention is the same at each of the three doses; 40 templates x 3 prompts."""
     rng, found = np.random.default_rng([3, int(100 * sum(truths)), len(set(truths))]), list[Answer]()
-    names, units = [f"{k:02d}" for k in range(20) for _ in range(5)], 1 / 0.3 - 1
+    names, units = [f"{k:02d}" for k in range(40) for _ in range(3)], 1 / 0.3 - 1
     level = family_level(len(truths) * len(COLLAPSE_STEPS), LEVEL)
     for _ in range(n):
         cells: list[Retention] = []
         for arm, p in enumerate(truths):
             for dose in COLLAPSE_STEPS:
-                shares = rng.beta(p * units, (1 - p) * units, 20) if p else np.zeros(20)
-                kept = rng.random(100) < np.repeat(shares, 5)
+                shares = rng.beta(p * units, (1 - p) * units, 40) if p else np.zeros(40)
+                kept = rng.random(120) < np.repeat(shares, 3)
                 seen = rate(kept, names, level=LEVEL)
                 strict = rate(kept, names, level=level).low if family else None
                 cells.append(Retention(str(arm), dose, seen.low, seen.high, seen.value, strict))
@@ -235,7 +235,7 @@ def _collapse(n: int) -> str:
     return "\n\n".join(
         [
             '### Claim 1, "refusal collapses regardless of steps" (`stats.claims.claim_collapse`)',
-            f"Margin {COLLAPSED:g}; {n:,} data sets a row; three arms x three doses, 20 templates x 5 prompts. "
+            f"Margin {COLLAPSED:g}; {n:,} data sets a row; three arms x three doses, 40 templates x 3 prompts. "
             "At the margin the claim still holds: `contradicted` is an error there, and `supported` the limit of one.",
             head + "\n".join(lines),
         ]

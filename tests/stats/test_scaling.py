@@ -209,6 +209,6 @@ def test_coverage_of_slope_and_prediction(k: int, scatter: float) -> None:
 
 @pytest.mark.parametrize("kind", list(validation.CENSORINGS))
 def test_coverage_under_censoring(kind: str) -> None:
-    held, fitted = validation.censored_cell(kind, 0.15, n=40)
-    assert held.slope >= 0.85
+    held, fitted = validation.censored_cell(kind, 0.15, n=20)
+    assert held.slope >= 0.8
     assert fitted > 0.8

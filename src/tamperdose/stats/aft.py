@@ -209,22 +209,26 @@ def _density_ratio(z: _Vector, log_mass: _Vector) -> _Vector:
 _LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
 
-def _maximise(design: _Vector, data: Bounded) -> tuple[_Vector, float]:
-    """The maximum in theta; the likelihood is concave there, so any start will do."""
+def _start(design: _Vector, data: Bounded) -> _Vector:
+    """Least squares through the middles of the bounds."""
     # A bound that is not there is replaced by the other one.
     lower, upper = (np.where(np.isfinite(a), a, b) for a, b in ((data.low, data.high), (data.high, data.low)))
     middle = (lower + upper) / 2
     beta = np.linalg.lstsq(design * np.sqrt(data.weights)[:, None], middle * np.sqrt(data.weights))[0]
     spread = float(np.sqrt(np.average((middle - design @ beta) ** 2, weights=data.weights)))
     scale = 1 / min(max(spread, 10 * SD_FLOOR), SD_CEILING)
+    return np.append(beta * scale, scale)
+
+
+def _maximise(design: _Vector, data: Bounded, start: _Vector | None = None) -> tuple[_Vector, float]:
+    """The maximum in theta; the likelihood is concave there, so any start will do."""
 
     def loss(theta: _Vector) -> tuple[float, _Vector]:
         value, gradient = _terms(design, data, theta)
         return -value, -gradient
 
     bounds = [(None, None)] * design.shape[1] + [(1 / SD_CEILING, 1 / SD_FLOOR)]
-    start = np.append(beta * scale, scale)
-    theta, least = minimum(loss, start, bounds)
+    theta, least = minimum(loss, _start(design, data) if start is None else start, bounds)
     return theta, -least
 
 
@@ -241,10 +245,13 @@ def _profile_ends(
     The coefficient of the column `free` and the standard deviation are refitted at each value.
     """
     design = free[:, None]
+    last: list[_Vector | None] = [None]
 
     def excess(value: float) -> float:
         shifted = replace(data, low=data.low - value * held, high=data.high - value * held)
-        return target - _maximise(design, shifted)[1]
+        # Neighbouring values have neighbouring maxima.
+        last[0], top = _maximise(design, shifted, last[0])
+        return target - top
 
     start = max(step, SD_FLOOR)
     return _end(excess, centre, -start), _end(excess, centre, start)

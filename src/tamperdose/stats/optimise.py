@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-_OPTIONS = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-8}
+_OPTIONS = {"maxiter": 500, "ftol": 1e-11, "gtol": 1e-7}
 
 
 def root(function: Callable[[float], float], low: float, high: float, *, xtol: float) -> float:

@@ -48,7 +48,7 @@ NULL_SLOPES = {DoseUnit.STEPS: 0.0, DoseUnit.EXAMPLES: 0.0, DoseUnit.TOKENS: 0.0
 """Slope where size does not matter: a step costs N times as many operations, so in FLOPs that is 1 and not 0."""
 MIN_SIZES, MIN_DECADES = 4, 1.0
 """Below these a fit says that its sizes span too little."""
-GRID_POINTS = 25
+GRID_POINTS = 13
 """Sizes at which the line is drawn."""
 
 
