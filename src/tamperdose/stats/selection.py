@@ -4,8 +4,9 @@ Taking the lowest RRR of many candidates and reporting it on the prompts it was 
 What is estimated here is the procedure: choose on one half, report on the other.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tamperdose.errors import DataError, explain
 from tamperdose.records import Estimate
 from tamperdose.stats.clusters import same_length, template_codes
+from tamperdose.stats.distributions import normal_quantile
 from tamperdose.stats.rates import check_level, rate
 from tamperdose.stats.seeds import over_seeds
 
@@ -69,8 +71,9 @@ def worst_case(
     other seeds and reported on it; from 4 seeds on the seeds are halved like the templates. The value of a prompt is
     the mean over splits of the outcome of what was then chosen without it; the estimate is the mean over prompts
     (in [0, 1]) with the interval of `rate`, clustered by template, which is wide enough for values that are
-    means, and from 3 seeds on that of `over_seeds`. Choosing on half of the data finds a slightly less bad candidate
-    than choosing on all: the estimate errs on the side of the defender by that, never by chance seen twice.
+    means, and from 3 seeds on that of `over_seeds`; the spread over the splits of the chosen candidates' rates, which
+    another data set might have chosen, is added as an independent error. Choosing on half of the data finds a slightly
+    less bad candidate than choosing on all: the estimate errs towards the defender by that, never by chance seen twice.
     Ties go to the first candidate. Unreadable outcomes are NaN and leave the means; a candidate without a readable
     outcome in the choosing half cannot be chosen there. One candidate: nothing is chosen, and optimism is about 0.
     Fewer than 4 templates, or no candidate: no estimate. n = 0: none.
@@ -106,7 +109,7 @@ def worst_case(
         nothing = rate([], [], level=level)
         return WorstCase(nothing, naive, None, chosen, (0.0,) * table.shape[1], 0, table.shape[2], reason)
     scores, shares = _cross_fit(table, signed, codes, rng=rng, n_splits=n_splits)
-    estimate = _estimate(scores, templates, level)
+    estimate = _widen(_estimate(scores, templates, level), table, shares)
     optimism = None if estimate.value is None or naive.value is None else naive.value - estimate.value
     n_seeds = table.shape[2]
     reason = "" if n_seeds >= 2 else "one seed: what chance in a run did to the choice is in the estimate"
@@ -140,6 +143,21 @@ def _naive(table: _Table, signed: _Table, templates: Sequence[str], level: float
     names = _kept(templates, kept)
     found = rate(means, names, level=level, n_unreadable=int((~kept).sum()))
     return found, chosen
+
+
+def _widen(estimate: Estimate, table: _Table, shares: _Table) -> Estimate:
+    """Add what another data set would have chosen: the spread of the rates of the candidates that splits chose."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return estimate
+    used = np.flatnonzero(shares > 0)
+    rates = np.array([float(np.nanmean(table[:, candidate, :])) for candidate in used])
+    mean = float(shares[used] @ rates)
+    reach = normal_quantile((1 + estimate.level) / 2) * math.sqrt(float(shares[used] @ (rates - mean) ** 2))
+    return replace(
+        estimate,
+        low=max(0.0, estimate.value - math.hypot(estimate.value - estimate.low, reach)),
+        high=min(1.0, estimate.value + math.hypot(estimate.high - estimate.value, reach)),
+    )
 
 
 def _kept(templates: Sequence[str], kept: NDArray[np.bool_]) -> list[str]:
@@ -227,15 +245,4 @@ def _estimate(scores: _Table, templates: Sequence[str], level: float) -> Estimat
     by_seed = readable.sum(axis=0)
     seeds = np.nansum(scores, axis=0)[by_seed > 0] / by_seed[by_seed > 0]
     found = over_seeds(within, np.clip(seeds, 0, 1), support=(0.0, 1.0))
-    return Estimate(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        level=found.level,
-        method=f"{CROSS_FITTED}_{found.method}",
-        n=found.n,
-        n_templates=found.n_templates,
-        n_effective=found.n_effective,
-        n_unreadable=found.n_unreadable,
-        scope=found.scope,
-    )
+    return replace(found, method=f"{CROSS_FITTED}_{found.method}")
