@@ -446,9 +446,13 @@ class Study(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _one_defence_each(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and isinstance(models := cast(dict[str, Any], tree).get("models"), list):
-            return {**cast(dict[str, Any], tree), "models": [spec for model in models for spec in _undone(model)]}
-        return tree
+        if not isinstance(tree, dict):
+            return tree
+        whole = cast(dict[str, Any], tree)
+        models = whole.get("models")
+        if not isinstance(models, list):
+            return whole
+        return {**whole, "models": [spec for model in cast(list[Any], models) for spec in _undone(model)]}
 
     @field_validator("seeds", "judges")
     @classmethod

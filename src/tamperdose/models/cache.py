@@ -79,7 +79,9 @@ def growing_cache(config: Any) -> DynamicCache:
 def repeated(cache: DynamicCache, n_rows: int) -> DynamicCache:
     """A new cache in which the one row of a cache of growing layers stands `n_rows` times."""
     copy = DynamicCache()
-    copy.layers = [_filled(*(part.expand(n_rows, -1, -1, -1) for part in _views_of(layer))) for layer in cache.layers]
+    copy.layers = [  # pyright: ignore[reportAttributeAccessIssue] - a list of layers, typed by its default
+        _filled(*(part.expand(n_rows, -1, -1, -1) for part in _views_of(layer))) for layer in cache.layers
+    ]
     return copy
 
 
@@ -91,7 +93,7 @@ def joined(parts: Sequence[DynamicCache], shared: int) -> DynamicCache:
     if len(parts) == 1:
         return parts[0]
     whole = DynamicCache()
-    whole.layers = [
+    whole.layers = [  # pyright: ignore[reportAttributeAccessIssue] - as in `repeated`
         _filled(*(_stacked(list(views), shared) for views in zip(*map(_views_of, layers), strict=True)))
         for layers in zip(*(part.layers for part in parts), strict=True)
     ]

@@ -6,7 +6,7 @@ scipy ships no types; this module is the one place where that matters.
 # pyright: reportMissingTypeStubs=false
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, betaincinv, betaln, gammaincinv, ndtr, ndtri, stdtrit
+from scipy.special import bdtr, betaincinv, betaln, gammaincinv, log_ndtr, ndtr, ndtri, stdtrit
 
 
 def normal_quantile(p: float) -> float:
@@ -25,6 +25,15 @@ def normal_cdf(z: float) -> float:
     0.5
     """
     return float(ndtr(z))
+
+
+def log_normal_cdf(z: ArrayLike) -> NDArray[np.float64]:
+    """Logarithms of the probabilities that a standard normal variable is at most z, in the shape of `z`.
+
+    >>> log_normal_cdf([0.0, -40.0]).round(2).tolist()
+    [-0.69, -804.61]
+    """
+    return np.asarray(log_ndtr(np.asarray(z, dtype=np.float64)), dtype=np.float64)
 
 
 def t_quantile(p: float, df: int) -> float:
