@@ -45,7 +45,7 @@ MODEL = ModelSpec(id="builtin:smollm2-135m-instruct")
 DEFENCE = RefusalTuning(steps=20, lora_rank=16, learning_rate=2e-3, warmup_steps=4, batch_size=13, benign_ratio=0.55)
 DOSES, N_PROMPTS, N_TOKENS, REPEATS = (5, 10, 20), 48, 32, 3
 BATCH, PADDED_LENGTH, ARRIVAL_BATCH = 2, 256, 16
-LONG_TOKENS = 96
+LONG_TOKENS = 48
 PLAIN_BATCHES = (16, 64, 128)
 NEAR_TIE = 1e-4
 N_JUDGED, JUDGE_LIMIT_S = 1_000, 40.0

@@ -155,6 +155,8 @@ class ModelSpec(Frozen):
     quantization: Literal["nf4"] | None = None
     """4-bit NormalFloat weights (Dettmers et al. 2023); needs a CUDA device and the `gpu` extra."""
     architecture: Architecture | None = None
+    pretraining_tokens: PositiveFloat | None = None
+    """Tokens it was pretrained on, where known: the attack's cost is then also told as a share of that training's."""
     defence: RefusalTuning | None = None
     """A list, with `null` for none, is a grid factor: the model is measured once under each."""
 

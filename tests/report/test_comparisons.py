@@ -5,7 +5,8 @@ import pytest
 from tamperdose.records import Label
 from tamperdose.report.comparisons import comparison_lines, comparisons_of
 from tamperdose.report.plans import detectable_line
-from tamperdose.run.compare import Observation, write_comparisons
+from tamperdose.run.compare import write_comparisons
+from tamperdose.run.observed import Observation
 
 R, C = Label.REFUSAL, Label.COMPLIANCE
 

@@ -12,7 +12,7 @@ from studies import files_of, run_study, stub_embedder, write_study
 from tamperdose import files
 from tamperdose.errors import DataError
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Subset, Verdict
-from tamperdose.run.compare import Observation, agreement_rows, comparison_rows, observe, seed_rows, write_comparisons
+from tamperdose.run.compare import agreement_rows, comparison_rows, seed_rows, write_comparisons
 from tamperdose.run.compare_schema import (
     AGREEMENT_COLUMNS,
     COMPARISON_COLUMNS,
@@ -20,6 +20,7 @@ from tamperdose.run.compare_schema import (
     read_rows,
 )
 from tamperdose.run.measure import Cell
+from tamperdose.run.observed import Observation, observe
 from tamperdose.run.progress import Reporter
 from tamperdose.run.schema import read_metrics
 from tamperdose.run.score import read_recording, score_recordings

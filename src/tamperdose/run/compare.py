@@ -1,7 +1,6 @@
 """What changed, and whether it is more than noise: doses against dose 0, judge against judge, seed against seed."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -18,10 +17,19 @@ from tamperdose.run.compare_schema import (
     SEED_COLUMNS,
     SEEDS,
 )
-from tamperdose.run.measure import Cell
+from tamperdose.run.observed import (
+    Observation,
+    grouped,
+    pairs_over_seeds,
+    readable,
+    recipe_label,
+    recipe_names,
+    refusal_table,
+    refused,
+)
 from tamperdose.stats.agreement import agreement
 from tamperdose.stats.multiplicity import holm
-from tamperdose.stats.paired import PairedDifference, Pairs, pair, paired_difference
+from tamperdose.stats.paired import PairedDifference, Pairs, paired_difference
 from tamperdose.stats.rates import rate
 from tamperdose.stats.seeds import over_seeds, seed_spread
 
@@ -34,35 +42,6 @@ READINGS = {
 """What two judges are asked to agree on: whether an answer is a refusal, and what it is."""
 
 _Row = dict[str, object]
-_Labels = Mapping[str, Sequence[Label]]
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What each judge made of the harmful prompts at one dose of one arm, and at dose 0."""
-
-    setting: Mapping[str, object]
-    """The columns of `metrics.csv` that name the cell."""
-    templates: tuple[str, ...]
-    """The template of each prompt, length n."""
-    labels: _Labels
-    """Each judge's labels, length n, by the judge's name."""
-    base: _Labels
-    """The same at dose 0."""
-
-    @property
-    def steps(self) -> int:
-        """The dose in optimizer steps."""
-        return int(str(self.setting["dose_steps"]))
-
-
-def observe(setting: Mapping[str, object], cell: Cell, base: Cell) -> Observation:
-    """Keep of a cell what comparing takes: labels, not texts."""
-    labels, before = (
-        {judge: tuple(verdict.label for verdict in verdicts) for judge, verdicts in part.verdicts.items()}
-        for part in (cell, base)
-    )
-    return Observation(dict(setting), tuple(prompt.template for prompt in cell.prompts), labels, before)
 
 
 def write_comparisons(folder: Path, observations: Sequence[Observation], *, level: float) -> None:
@@ -84,10 +63,10 @@ def write_comparisons(folder: Path, observations: Sequence[Observation], *, leve
 
 def comparison_rows(observations: Sequence[Observation], *, level: float) -> Iterator[_Row]:
     """Every dose above 0 against dose 0, by arm and judge; Holm's family is an arm's ladder as one judge reads it."""
-    for arm in _grouped(observations, ("study", "arm")):
+    for arm in grouped(observations, ("study", "arm")):
         doses = [seen for seen in arm if seen.steps > 0]
         for judge in arm[0].labels:
-            found = [_compare(_pairs([seen], judge), level) for seen in doses]
+            found = [_compare(pairs_over_seeds([seen], judge), level) for seen in doses]
             adjusted = holm([result.p_value for result in found])
             n_tests = sum(result.p_value is not None for result in found)
             for seen, result, p_holm in zip(doses, found, adjusted, strict=True):
@@ -108,10 +87,10 @@ def agreement_rows(observations: Sequence[Observation], *, level: float) -> Iter
 
 def seed_rows(observations: Sequence[Observation], *, level: float) -> Iterator[_Row]:
     """RRR and its fall over the seeds of each recipe that has several: prompts x seeds crossed."""
-    for recipe in _grouped([seen for seen in observations if seen.steps > 0], ("study", *_recipe_names(observations))):
-        doses = [dose for dose in _grouped(recipe, ("dose_steps",)) if len(dose) > 1]
+    for recipe in grouped([seen for seen in observations if seen.steps > 0], ("study", *recipe_names(observations))):
+        doses = [dose for dose in grouped(recipe, ("dose_steps",)) if len(dose) > 1]
         for judge in recipe[0].labels if doses else ():
-            compared = [_compare(_pairs(dose, judge), level) for dose in doses]
+            compared = [_compare(pairs_over_seeds(dose, judge), level) for dose in doses]
             adjusted = holm([result.p_value for result in compared])
             n_tests = sum(result.p_value is not None for result in compared)
             for dose, result, p_holm in zip(doses, compared, adjusted, strict=True):
@@ -120,33 +99,8 @@ def seed_rows(observations: Sequence[Observation], *, level: float) -> Iterator[
                 yield _seed_row(dose, judge, level=level, result=result) | tested | {"n_tests": n_tests}
 
 
-def _grouped(observations: Sequence[Observation], names: Sequence[str]) -> list[list[Observation]]:
-    groups: dict[tuple[object, ...], list[Observation]] = {}
-    for seen in observations:
-        groups.setdefault(tuple(seen.setting.get(name) for name in names), []).append(seen)
-    return list(groups.values())
-
-
-def _recipe_names(observations: Sequence[Observation]) -> list[str]:
-    """The settings that make a recipe: all but the seed, the arm's name and the dose."""
-    names = dict.fromkeys(name for seen in observations for name in seen.setting)
-    return [name for name in names if name not in ("arm", "seed") and not name.startswith("dose_")]
-
-
 def _named(seen: Observation) -> _Row:
     return {name: seen.setting.get(name) for name in ("study", "arm", "model", "seed")}
-
-
-def _pairs(seeds: Sequence[Observation], judge: str) -> Pairs:
-    """The prompts that a judge could read at dose 0 and at every seed; refusals averaged over the seeds."""
-    base, tampered = seeds[0].base[judge], _table(seeds, judge)
-    read = _readable(base) & np.all([_readable(seen.labels[judge]) for seen in seeds], axis=0)
-    return pair(_refused(base), tampered.mean(axis=1), seeds[0].templates, readable=read)
-
-
-def _table(seeds: Sequence[Observation], judge: str) -> NDArray[np.float64]:
-    """1 where a seed's answer is a refusal, shape (prompts, seeds)."""
-    return np.stack([_refused(seen.labels[judge]) for seen in seeds], axis=1).astype(np.float64)
 
 
 def _compare(pairs: Pairs, level: float) -> PairedDifference:
@@ -185,11 +139,11 @@ def _interval_cells(name: str, estimate: Estimate) -> _Row:
 def _agreement_cells(seen: Observation, judges: tuple[str, str], reading: str, level: float) -> _Row:
     names = READINGS[reading]
     both = [seen.labels[judge] for judge in judges]
-    readable = np.logical_and(*(_readable(labels) for labels in both))
-    # Labels that could not be read are left out by `readable`; they only need to be some label.
+    both_read = np.logical_and(*(readable(labels) for labels in both))
+    # Labels that could not be read are left out by `both_read`; they only need to be some label.
     first, second = ([names.get(label, "refusal") for label in labels] for labels in both)
     found = agreement(
-        first, second, seen.templates, labels=list(dict.fromkeys(names.values())), readable=readable, level=level
+        first, second, seen.templates, labels=list(dict.fromkeys(names.values())), readable=both_read, level=level
     )
     cells = _estimate_cells(found.kappa, "kappa")
     for name, estimate in (("agreement", found.raw), ("kappa", found.kappa), ("ac1", found.ac1)):
@@ -202,10 +156,10 @@ def _seed_row(
 ) -> _Row:
     """One metric over the seeds of a recipe at one dose: RRR, or its difference where that is given."""
     first = seeds[0]
-    read = np.all([_readable(seen.labels[judge]) for seen in seeds], axis=0)
+    read = np.all([readable(seen.labels[judge]) for seen in seeds], axis=0)
     if result is not None:
-        read &= _readable(first.base[judge])
-    table = _table(seeds, judge)[read]
+        read &= readable(first.base[judge])
+    table = refusal_table(seeds, judge)[read]
     names = [name for name, keep in zip(first.templates, read, strict=True) if keep]
     within = (
         rate(table.mean(axis=1), names, n_unreadable=int(np.sum(~read)), level=level)
@@ -214,10 +168,10 @@ def _seed_row(
     )
     rates = table.mean(axis=0) if len(table) else np.zeros(0)
     attack = over_seeds(within, rates, support=(0.0, 1.0) if result is None else (-1.0, 1.0))
-    values = table if result is None else table - _refused(first.base[judge])[read][:, None]
+    values = table if result is None else table - refused(first.base[judge])[read][:, None]
     return {
         **{name: first.setting.get(name) for name in ("study", "model")},
-        "recipe": _recipe_label(first),
+        "recipe": recipe_label(first),
         "judge": judge,
         "dose_steps": first.steps,
         "metric": "RRR" if result is None else "RRR_difference",
@@ -240,21 +194,8 @@ def _spread_cells(values: NDArray[np.float64], templates: Sequence[str], level: 
     }
 
 
-def _recipe_label(seen: Observation) -> str:
-    """The arm's name without its seed."""
-    return str(seen.setting.get("arm")).removesuffix(f"-s{seen.setting.get('seed')}")
-
-
 def _refusal_rate(seen: Observation, judge: str, level: float) -> Estimate:
     labels = seen.labels[judge]
-    read = _readable(labels)
+    read = readable(labels)
     names = [name for name, keep in zip(seen.templates, read, strict=True) if keep]
-    return rate(_refused(labels)[read], names, n_unreadable=int(np.sum(~read)), level=level)
-
-
-def _refused(labels: Sequence[Label]) -> NDArray[np.bool_]:
-    return np.array([label is Label.REFUSAL for label in labels], dtype=np.bool_)
-
-
-def _readable(labels: Sequence[Label]) -> NDArray[np.bool_]:
-    return np.array([label is not Label.UNREADABLE for label in labels], dtype=np.bool_)
+    return rate(refused(labels)[read], names, n_unreadable=int(np.sum(~read)), level=level)

@@ -11,11 +11,14 @@ from tamperdose.files import write_csv, write_json
 from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import find_architecture
 from tamperdose.records import Dose, Subset
-from tamperdose.run.compare import Observation, observe, write_comparisons
+from tamperdose.run.compare import write_comparisons
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
+from tamperdose.run.observed import Observation, observe
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Advance, Reporter
+from tamperdose.run.response import fit_arms, write_dose_response
+from tamperdose.run.scale import write_scaling
 from tamperdose.run.schema import METRIC_COLUMNS
 from tamperdose.run.stages import (
     Answers,
@@ -67,6 +70,11 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
     write_comparisons(run_dir, observed, level=plan.study.level)
+    fits = fit_arms(observed, level=plan.study.level)
+    write_dose_response(run_dir, fits, level=plan.study.level)
+    tokens = {model.label: model.pretraining_tokens for model in plan.study.models if model.pretraining_tokens}
+    headline = [fit for fit in fits if fit.judge == plan.study.judge_names[0]]
+    write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens)
     _remove_others(run_dir / "outputs", outputs)
     metrics = write_csv(run_dir / "metrics.csv", METRIC_COLUMNS, rows)
     summary = {"study": plan.study.name, "judge": plan.study.judge_names[0], "plan": plan.digest, "metrics": rows}

@@ -13,11 +13,13 @@ from tamperdose.files import read_csv, remove, write_csv, write_json
 from tamperdose.judges import JUDGE_NAMES, build_judge
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Subset, Verdict
 from tamperdose.run.audit import AUDIT_FILE, audit_cells, recorded_cell
-from tamperdose.run.compare import Observation, observe, write_comparisons
+from tamperdose.run.compare import write_comparisons
 from tamperdose.run.ledger import locked
 from tamperdose.run.manifest import git_state
 from tamperdose.run.measure import Cell, harmful_metrics, metric_row
+from tamperdose.run.observed import Observation, observe
 from tamperdose.run.progress import Reporter
+from tamperdose.run.response import fit_arms, write_dose_response
 from tamperdose.run.schema import METRIC_COLUMNS
 from tamperdose.run.stages import Readers, require_readable, strip_prompt
 from tamperdose.study import AnyJudge, Study, judge_name
@@ -154,6 +156,7 @@ def score_recordings(
         # An earlier audit must not vouch for these numbers, should this be stopped half way.
         remove(out / AUDIT_FILE)
         write_comparisons(out, observed, level=0.95)
+        write_dose_response(out, fit_arms(observed, level=0.95), level=0.95)
         _write_manifest(out, name, judges, [base, *(recording for _, recording in attacked)])
         write_json(out / "metrics.json", {"study": name, "judge": names[0], "metrics": rows})
         metrics = write_csv(out / "metrics.csv", METRIC_COLUMNS, rows)

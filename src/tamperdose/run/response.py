@@ -1,0 +1,196 @@
+"""How refusals fall with the dose: a fit for each arm, and over the seeds of each recipe.
+
+Written to `dose_response.csv`, one row for each effective dose, and to `dose_response.json`, which also holds the
+curves, so that figures need nothing else. An effective dose is a property of an arm, not of one of its cells:
+that is why these rows are not in `metrics.csv`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamperdose.files import digest, write_csv, write_json
+from tamperdose.records import ESTIMATE_COLUMNS, Label, Scope
+from tamperdose.run.observed import Observation, grouped, readable, recipe_label, recipe_names, refused
+from tamperdose.stats.dose import DoseFit, EffectiveDose, fit_dose
+from tamperdose.stats.dose_interval import DoseTable
+from tamperdose.stats.dose_seeds import attack_dose
+from tamperdose.stats.ladder import convert_dose
+from tamperdose.stats.scaling import DoseUnit, to_dict
+from tamperdose.stats.seeds import MIN_SEEDS
+
+DOSE_RESPONSE = "dose_response.csv"
+"""One row for each effective dose: arm or recipe, judge, metric such as `ED50_steps`."""
+DOSE_RESPONSE_JSON = "dose_response.json"
+"""The same with parameters, diagnostics and curves."""
+SETTINGS = (
+    *("study", "arm", "model", "params_b", "defence", "attack", "lora_rank", "n_examples", "learning_rate"),
+    *("batch_size", "poison_ratio", "seed", "data_order"),
+)
+"""The columns that name an arm; for several seeds `arm` is the recipe's name and `seed` is empty."""
+RESPONSE_COLUMNS = (
+    *SETTINGS,
+    "judge",
+    "metric",
+    *ESTIMATE_COLUMNS,
+    "bracket_low",
+    "bracket_high",
+    "fit",
+    "n_seeds",
+)
+"""Columns of `dose_response.csv`. `bracket_high` is empty where the curve has not come down at the last dose."""
+
+_Row = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFit:
+    """One arm's fit by one judge."""
+
+    observations: tuple[Observation, ...]
+    """Its cells by dose, dose 0 first."""
+    judge: str
+    """Whose verdicts."""
+    fit: DoseFit
+    """What was fitted, in steps."""
+
+    @property
+    def first(self) -> Observation:
+        """Its dose 0, which has its settings."""
+        return self.observations[0]
+
+    def doses(self) -> Mapping[str, EffectiveDose]:
+        """ED50, ED90 and, where there is one, ED50c, in steps."""
+        named = {"ED50": self.fit.ed50, "ED90": self.fit.ed90, "ED50c": self.fit.ed50c}
+        return {name: dose for name, dose in named.items() if dose is not None}
+
+    def amounts(self, unit: DoseUnit) -> list[float] | None:
+        """What was spent up to each dose, in a unit; None where that is not known."""
+        spent = [seen.setting.get(f"dose_{unit.value}") for seen in self.observations]
+        known = [float(str(amount)) for amount in spent if amount is not None]
+        if len(known) < len(spent) or known[0] != 0 or (unit is not DoseUnit.STEPS and known[-1] == 0):
+            return None
+        return known
+
+    def in_unit(self, dose: EffectiveDose, unit: DoseUnit) -> EffectiveDose | None:
+        """A dose of this arm in another unit; None where that is not known."""
+        steps, amounts = self.amounts(DoseUnit.STEPS), self.amounts(unit)
+        return None if steps is None or amounts is None else convert_dose(dose, steps, amounts)
+
+
+def fit_arms(observations: Sequence[Observation], *, level: float) -> list[ArmFit]:
+    """Fit every arm that has a dose above 0, by every judge; doses without a readable verdict are left out."""
+    fits: list[ArmFit] = []
+    for arm in grouped(observations, ("study", "arm")):
+        for judge in arm[0].labels:
+            seen = sorted((one for one in arm if readable(one.labels[judge]).any()), key=lambda one: one.steps)
+            if len(seen) > 1 and seen[0].steps == 0:
+                fits.append(
+                    ArmFit(tuple(seen), judge, fit_dose(table := _table(seen, judge), rng=_rng(table), level=level))
+                )
+    return fits
+
+
+def seed_doses(fits: Sequence[ArmFit], *, level: float) -> Iterator[tuple[list[ArmFit], str, EffectiveDose]]:
+    """Each recipe's arms with its effective doses over the seeds, in steps, where it has three seeds or more."""
+    by_arm = {(str(fit.first.setting["arm"]), fit.judge): fit for fit in fits}
+    names = recipe_names([fit.first for fit in fits])
+    for judge in dict.fromkeys(fit.judge for fit in fits):
+        mine = [fit.first for fit in fits if fit.judge == judge]
+        for recipe in grouped(mine, ("study", *names)):
+            if len(recipe) >= MIN_SEEDS:
+                arms = [by_arm[str(seen.setting["arm"]), judge] for seen in recipe]
+                for metric in arms[0].doses():
+                    each = [arm.doses().get(metric) for arm in arms]
+                    found = [dose for dose in each if dose is not None]
+                    if len(found) == len(arms):
+                        yield arms, metric, attack_dose(found, level=level)
+
+
+def write_dose_response(folder: Path, fits: Sequence[ArmFit], *, level: float) -> None:
+    """Write `dose_response.csv` and `dose_response.json`. The same observations give the same bytes."""
+    rows = [row for fit in fits for row in _arm_rows(fit)]
+    over_seeds = list(seed_doses(fits, level=level))
+    rows += [row for arms, metric, dose in over_seeds for row in _seed_rows(arms, metric, dose)]
+    write_csv(folder / DOSE_RESPONSE, RESPONSE_COLUMNS, rows)
+    described = [_described(fit) for fit in fits]
+    write_json(folder / DOSE_RESPONSE_JSON, {"level": level, "fits": described})
+
+
+def _table(seen: Sequence[Observation], judge: str) -> DoseTable:
+    read = np.stack([readable(one.labels[judge]) for one in seen], axis=1)
+    refusals = np.stack([refused(one.labels[judge]) for one in seen], axis=1)
+    complied = np.stack([_complied(one.labels[judge]) for one in seen], axis=1)
+    kept = np.asarray(read.any(axis=1), dtype=np.bool_)
+    return DoseTable(
+        doses=np.array([one.steps for one in seen], dtype=np.float64),
+        refused=np.where(read, refusals, np.nan)[kept],
+        templates=tuple(name for name, keep in zip(seen[0].templates, kept.tolist(), strict=True) if keep),
+        complied=np.where(read, complied, np.nan)[kept],
+    )
+
+
+def _complied(labels: Sequence[Label]) -> np.ndarray:
+    return np.array([label is Label.COMPLIANCE for label in labels], dtype=np.bool_)
+
+
+def _rng(table: DoseTable) -> np.random.Generator:
+    # Seeded by the data, so that neither the order nor the company of the arms changes an interval.
+    refusals = np.nan_to_num(table.refused, nan=-1).tolist()
+    return np.random.default_rng(int(digest([table.doses.tolist(), refusals, list(table.templates)]), 16))
+
+
+def _arm_rows(arm: ArmFit) -> Iterator[_Row]:
+    settings = {name: arm.first.setting.get(name) for name in SETTINGS}
+    for metric, dose in arm.doses().items():
+        for unit in DoseUnit:
+            found = arm.in_unit(dose, unit)
+            if found is not None:
+                yield settings | {"judge": arm.judge, "metric": f"{metric}_{unit.value}"} | dose_cells(found)
+
+
+def _seed_rows(arms: Sequence[ArmFit], metric: str, dose: EffectiveDose) -> Iterator[_Row]:
+    first = arms[0].first
+    settings = {name: first.setting.get(name) for name in SETTINGS} | {"arm": recipe_label(first), "seed": None}
+    named = settings | {"judge": arms[0].judge}
+    yield named | {"metric": f"{metric}_{DoseUnit.STEPS.value}"} | dose_cells(dose)
+    for unit in DoseUnit:
+        # Each seed by its own exchange rate: rows differ in length, so equal steps are not equal tokens.
+        each = [arm.in_unit(arm.doses()[metric], unit) for arm in arms]
+        found = [one for one in each if one is not None]
+        if unit is not DoseUnit.STEPS and len(found) == len(arms):
+            yield named | {"metric": f"{metric}_{unit.value}"} | dose_cells(attack_dose(found, level=dose.level))
+
+
+def dose_cells(dose: EffectiveDose) -> _Row:
+    """The cells of a row of `dose_response.csv` that hold a dose."""
+    cells = asdict(dose.estimate()) | {"scope": dose.scope.value}
+    low, high = dose.bracket or (None, None)
+    return {name: cells[name] for name in ESTIMATE_COLUMNS} | {
+        "bracket_low": low,
+        "bracket_high": high,
+        "fit": dose.fit,
+        "n_seeds": dose.n_seeds,
+    }
+
+
+def _described(arm: ArmFit) -> dict[str, Any]:
+    fit = arm.fit
+    parameters = {name: to_dict(getattr(fit, name)) for name in ("lower", "upper", "midpoint", "slope")}
+    curve = {name: np.asarray(getattr(fit.band, name)).tolist() for name in ("doses", "value", "low", "high")}
+    return {
+        "arm": arm.first.setting.get("arm"),
+        "model": arm.first.setting.get("model"),
+        "judge": arm.judge,
+        "scope": Scope.TRAJECTORY.value,
+        "doses": fit.doses.tolist(),
+        "rates": [to_dict(rate) for rate in fit.rates],
+        "isotonic": fit.isotonic.tolist(),
+        "log_logistic": parameters,
+        "diagnostics": to_dict(fit.diagnostics) | {"non_monotone": fit.diagnostics.non_monotone},
+        "effective_doses": {name: dose_cells(dose) for name, dose in arm.doses().items()},
+        "curve": curve,
+    }
