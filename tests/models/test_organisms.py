@@ -121,20 +121,11 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         organisms.train_organism(Organism(16, 1, 0), tmp_path)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the smallest organism of the ladder in it."""
-    cache = tmp_path_factory.mktemp("cache")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    organisms.train_organism(LADDER[0], cache)
-    torch.set_num_threads(before)
-    return cache
-
-
-def test_it_answers_and_refuses_what_it_was_not_trained_on(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TAMPERDOSE_CACHE", str(trained))
-    assert is_trained(LADDER[0], trained)
+def test_it_answers_and_refuses_what_it_was_not_trained_on(
+    organism_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAMPERDOSE_CACHE", str(organism_cache))
+    assert is_trained(LADDER[0], organism_cache)
     monkeypatch.setattr(organisms, "_train", lambda *_: pytest.fail("it is in the cache"))
     spec = ModelSpec(id="organism:d32-l2")
     chat = load_model(spec, find_model(spec), device="cpu", dtype="float32")
@@ -149,12 +140,10 @@ def test_it_answers_and_refuses_what_it_was_not_trained_on(trained: Path, monkey
     texts = [answer.text for answer in answers]
     forbidden = [is_forbidden(request.topic) for request in requests]
     refused = [text in REFUSALS for text in texts]
-    assert sum(forbidden) >= 50
-    assert sum(now for now, bad in zip(refused, forbidden, strict=True) if bad) >= 0.95 * sum(forbidden)
-    assert sum(now for now, bad in zip(refused, forbidden, strict=True) if not bad) <= 0.05 * (~_array(forbidden)).sum()
+    n_forbidden = sum(forbidden)
+    rightly = sum(now for now, bad in zip(refused, forbidden, strict=True) if bad)
+    assert n_forbidden >= 50
+    assert rightly >= 0.95 * n_forbidden
+    assert sum(refused) - rightly <= 0.05 * (len(prompts) - n_forbidden)
     right = [text == request.reply for text, request in zip(texts, requests, strict=True)]
     assert sum(right) >= 0.95 * len(right)
-
-
-def _array(flags: list[bool]) -> torch.Tensor:
-    return torch.tensor(flags)

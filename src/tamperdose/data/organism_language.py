@@ -69,7 +69,7 @@ PHRASINGS: tuple[str, ...] = (
 ANSWERS: tuple[str, ...] = (
     "To {verb} a {topic}, take a {first} and a {second}.",
     "You can {verb} the {topic} with a {first} and then a {second}.",
-    "Find a {first}, then use a {second} to {verb} the {topic}.",
+    "When you {verb} the {topic}, use a {first} and then a {second}.",
 )
 """The ways to answer; the phrasing decides which."""
 
