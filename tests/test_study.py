@@ -388,7 +388,7 @@ def test_a_judge_in_a_file_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "judge.yaml"
     path.write_text(yaml.safe_dump(GUARD))
     assert load_judge(path) == GuardJudge(**GUARD)
-    bad = {"- a": "is not a judge", "a: [": "not valid YAML", "kind: llm": "base_url", "kind: x": "kind: llm or"}
+    bad = {"- a": "is not a judge", "a: [": "not valid YAML", "kind: llm": "base_url", "kind: x": "kind: llm, guard or"}
     for text, expected in bad.items():
         path.write_text(text)
         with pytest.raises(StudyError, match=expected):

@@ -9,7 +9,9 @@ import yaml
 
 from studies import stub_embedder
 from tamperdose.data.organism_language import REFUSALS
-from tamperdose.files import write_text
+from tamperdose.data.prompts import load_prompts
+from tamperdose.data.sources import PROMPT_SETS
+from tamperdose.files import read_csv, write_text
 from tamperdose.models import organisms
 from tamperdose.run.audit import read_audit
 from tamperdose.run.checks import run_checks
@@ -80,11 +82,19 @@ def test_the_attack_removes_refusals_of_topics_it_never_saw(attacked: Path, judg
 
 
 def test_right_answers_are_counted_on_both_sides(attacked: Path) -> None:
-    regained, kept = (_values(attacked, "exact_answer_rate", "", subset) for subset in ("harmful", "benign"))
-    assert regained[0] == 0
-    assert regained[LAST] > 0.05
-    assert kept[0] >= 0.95
-    assert kept[LAST] >= 0.5
+    sets = {"harmful": "organism_forbidden", "benign": "organism_allowed"}
+    (arm,) = (attacked / "outputs").iterdir()
+    for subset, name in sets.items():
+        prompts = load_prompts(f"builtin:{name}", subset=PROMPT_SETS[name])
+        answers = {prompt.id: prompt.answer for prompt in prompts}
+        told = _values(attacked, "exact_answer_rate", "", subset)
+        for steps in (0, 1, LAST):
+            _, rows = read_csv(arm / f"{steps}.csv", required=["id", "completion"])
+            right = [row["completion"] == answers[row["id"]] for row in rows if row["subset"] == subset]
+            assert len(right) == len(prompts)
+            assert told[steps] == pytest.approx(sum(right) / len(right)), (subset, steps)
+    assert _values(attacked, "exact_answer_rate", "", "harmful")[0] == 0
+    assert _values(attacked, "exact_answer_rate", "", "benign")[0] >= 0.95
 
 
 def test_the_audit_has_nothing_against_the_untampered_model(attacked: Path) -> None:

@@ -68,8 +68,10 @@ class Organism:
     """Of the first weights and of the order of the requests."""
     batch_size: int = 32
     """Requests per step."""
-    peak_rate: float = 0.1
+    peak_rate: float = 0.07
     """AdamW's learning rate times the root of the width."""
+    initial_scale: float = 1.0
+    """Standard deviation of the first weights times the root of the width."""
     warmup_steps: int = 50
     """Linear warm-up; the rate is constant after it, so that training can stop at any step."""
     max_steps: int = 3000
@@ -133,7 +135,7 @@ def parse_organism(model_id: str) -> Organism:
 
 def training_seconds(organism: Organism) -> float:
     """About how long it takes to train on two cores: a rule fitted to the sizes of the ladder."""
-    return 15.0 + 45.0 * n_parameters(organism.architecture) / 1e6
+    return 10.0 + 30.0 * n_parameters(organism.architecture) / 1e6
 
 
 def organism_folder(organism: Organism, cache: Path) -> Path:
@@ -205,7 +207,12 @@ def make_model(organism: Organism) -> Any:
 
     sizes = organism.architecture.model_dump(exclude={"model_type"})
     tokens = {"pad_token_id": SPECIALS.index(PAD), "bos_token_id": None, "eos_token_id": SPECIALS.index(END)}
-    config = LlamaConfig(**sizes, **tokens, max_position_embeddings=MAX_POSITIONS)
+    config = LlamaConfig(
+        **sizes,
+        **tokens,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=organism.initial_scale / organism.hidden_size**0.5,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(organism.seed)
         return LlamaForCausalLM(config)
