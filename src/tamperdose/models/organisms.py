@@ -68,8 +68,8 @@ class Organism:
     """Of the first weights and of the order of the requests."""
     batch_size: int = 32
     """Requests per step."""
-    peak_rate: float = 0.07
-    """AdamW's learning rate times the root of the width."""
+    peak_rate: float = 0.45
+    """AdamW's learning rate times the width."""
     initial_scale: float = 1.0
     """Standard deviation of the first weights times the root of the width."""
     warmup_steps: int = 50
@@ -88,8 +88,8 @@ class Organism:
 
     @property
     def learning_rate(self) -> float:
-        """The rate after the warm-up, peak_rate / sqrt(hidden_size)."""
-        return self.peak_rate / self.hidden_size**0.5
+        """The rate after the warm-up, peak_rate / hidden_size."""
+        return self.peak_rate / self.hidden_size
 
     @property
     def architecture(self) -> Architecture:
@@ -134,8 +134,8 @@ def parse_organism(model_id: str) -> Organism:
 
 
 def training_seconds(organism: Organism) -> float:
-    """About how long it takes to train on two cores: a rule fitted to the sizes of the ladder."""
-    return 10.0 + 30.0 * n_parameters(organism.architecture) / 1e6
+    """About how long it takes to train on two cores: a rough rule, from a few sizes of the ladder."""
+    return 20.0 + 30.0 * n_parameters(organism.architecture) / 1e6
 
 
 def organism_folder(organism: Organism, cache: Path) -> Path:
