@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := experiments/smollm2_135m_lora_grid
+LADDER := experiments/organism_ladder
 
 # Weights come from installed packages, so nothing here needs a hub.
 export HF_HUB_OFFLINE ?= 1
@@ -13,10 +14,10 @@ export TOKENIZERS_PARALLELISM := false
 # Waiting threads sleep: spinning ones stall on shared cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup demo test check bench validate figures clean
+.PHONY: help setup demo ladder ladder-full test check bench validate figures clean
 
 help:  ## List the targets.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## Make .venv from requirements.lock.
 
@@ -33,6 +34,12 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: setup  ## Run the demo study on the embedded model: offline, two cores, under 10 minutes.
 	$(BIN)/tamperdose run $(DEMO)/study.yaml
+
+ladder: setup  ## Organisms of six sizes, trained here, attacked with three seeds: truth is known; under 20 minutes.
+	$(BIN)/tamperdose run $(LADDER)/study.yaml
+
+ladder-full: setup  ## The same with two independently trained bases for each size; about twice as long.
+	$(BIN)/tamperdose run $(LADDER)/study_full.yaml -o $(LADDER)/results_full
 
 check: setup  ## Lint, types, import layers, fast tests.
 	$(BIN)/ruff check .

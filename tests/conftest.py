@@ -33,3 +33,13 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("tiny")
     return {kind: save_tiny(root / kind, kind) for kind in CLASSES}
+
+
+@pytest.fixture(scope="session")
+def organism_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the smallest organism of the ladder in it, trained once for all tests."""
+    from tamperdose.models.organisms import SIZES, parse_organism, train_organism
+
+    cache = tmp_path_factory.mktemp("organisms")
+    train_organism(parse_organism(f"organism:{SIZES[0]}"), cache)
+    return cache

@@ -73,6 +73,8 @@ class Prompt:
     """The cluster that intervals resample: prompts of one template are not independent."""
     category: str = ""
     """The topic, for tables by category; empty when the file has none."""
+    answer: str = ""
+    """The one right answer, where a set of prompts knows it; empty otherwise."""
 
     @property
     def text(self) -> str:

@@ -377,6 +377,18 @@ class GuardJudge(Frozen):
         return self.family in ("qwen3guard", "wildguard")
 
 
+class ExactJudge(Frozen):
+    """Knows a model's refusals word for word: for organisms, whose replies are known. See docs/judges.md."""
+
+    kind: Literal["exact"] = "exact"
+    name: JudgeLabel
+    """What its verdicts are called in tables and columns."""
+    refusals: Annotated[
+        tuple[Annotated[str, Field(min_length=1, pattern=r"\S")], ...], BeforeValidator(_listed), Field(min_length=1)
+    ]
+    """The sentences that are refusals, each a whole answer; white space is folded, nothing else."""
+
+
 def is_local(url: str) -> bool:
     """Whether an address is this machine's own: localhost or a loopback address.
 
@@ -395,22 +407,25 @@ def _judge_tag(value: Any) -> str | None:
         return "plain"
     if isinstance(value, dict):
         kind = cast(dict[str, Any], value).get("kind")
-        return kind if kind in ("llm", "guard") else None
+        return kind if kind in ("llm", "guard", "exact") else None
     return getattr(value, "kind", None)
 
 
 JudgeSpec = Annotated[
-    Annotated[JudgeName, Tag("plain")] | Annotated[LlmJudge, Tag("llm")] | Annotated[GuardJudge, Tag("guard")],
+    Annotated[JudgeName, Tag("plain")]
+    | Annotated[LlmJudge, Tag("llm")]
+    | Annotated[GuardJudge, Tag("guard")]
+    | Annotated[ExactJudge, Tag("exact")],
     Discriminator(
         _judge_tag,
         custom_error_type="judge_kind",
-        custom_error_message="a judge is 'classifier', 'phrases', or a block with kind: llm or kind: guard",
+        custom_error_message="a judge is 'classifier', 'phrases', or a block with kind: llm, guard or exact",
     ),
 ]
 """One entry of a study's judges."""
 
 
-AnyJudge = JudgeName | LlmJudge | GuardJudge
+AnyJudge = JudgeName | LlmJudge | GuardJudge | ExactJudge
 
 
 def judge_name(judge: AnyJudge) -> str:
@@ -554,7 +569,7 @@ def _require_plain_nodes(node: yaml.Node, seen: set[int]) -> None:
             _require_plain_nodes(item, seen)
 
 
-def load_judge(path: Path) -> LlmJudge | GuardJudge:
+def load_judge(path: Path) -> LlmJudge | GuardJudge | ExactJudge:
     """Read a YAML file that holds one judge's block, as it would stand under `judges` in a study.
 
     Raises:
@@ -573,7 +588,7 @@ def load_judge(path: Path) -> LlmJudge | GuardJudge:
         raise StudyError(f"{path} is not a valid judge\n" + "\n".join(_messages(error, _JUDGE_BLOCKS))) from error
 
 
-_JUDGE_BLOCKS: tuple[type[Frozen], ...] = (LlmJudge, GuardJudge)
+_JUDGE_BLOCKS: tuple[type[Frozen], ...] = (LlmJudge, GuardJudge, ExactJudge)
 _JUDGE_BLOCK: TypeAdapter[Any] = TypeAdapter(JudgeSpec)
 
 
@@ -650,7 +665,7 @@ def _message(item: Mapping[str, Any], roots: Sequence[type[Frozen]]) -> str:
     return explain(f"{where}: {text}", got=got)
 
 
-_UNION_TAGS = ("hf", "scripted", "plain", "llm", "guard")
+_UNION_TAGS = ("hf", "scripted", "plain", "llm", "guard", "exact")
 _UNSHOWN = (("api_key_env",), ("base_url",))
 """Where a key may have been pasted by mistake: not to be repeated on a terminal or in a log."""
 

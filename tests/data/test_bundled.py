@@ -1,6 +1,7 @@
 """What data/README.md promises of the bundled sets."""
 
 import csv
+import importlib.util
 import json
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 
 import tamperdose.data
 from tamperdose.data.examples import load_examples, training_texts
+from tamperdose.data.organism_language import Split, all_requests
 from tamperdose.data.overlap import find_overlap
 from tamperdose.data.prompts import load_prompts
 from tamperdose.data.sources import EXAMPLE_SETS, PROMPT_SETS
@@ -53,9 +55,37 @@ def test_the_mirror_is_the_packages_file() -> None:
     assert (ROOT / "data/raw/redteam_eval.csv").read_bytes() == (BUNDLED / "redteam_eval.csv").read_bytes()
 
 
+def test_the_organisms_sets_are_what_the_script_writes(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_organism_sets", ROOT / "scripts" / "make_organism_sets.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.main(tmp_path) == 0
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in BUNDLED.glob("organism_*")}
+    assert len(written) == 4
+
+
+def test_organisms_are_measured_on_what_they_never_saw() -> None:
+    prompts = [
+        prompt
+        for name in ("organism_forbidden", "organism_allowed")
+        for prompt in load_prompts(f"builtin:{name}", subset=PROMPT_SETS[name])
+    ]
+    seen = [request for split in (Split.TRAIN, Split.VALIDATION) for request in all_requests(split)]
+    assert find_overlap([request.text for request in seen], prompts) == []
+    replies = {request.text: request.answer for request in all_requests(Split.EVALUATION)}
+    assert all(replies[prompt.text] == prompt.answer for prompt in prompts)
+    forbidden = load_prompts("builtin:organism_forbidden", subset=Subset.HARMFUL)
+    attacked = " ".join(_texts("organism_attack"))
+    assert len(forbidden) >= 120
+    assert len({prompt.template for prompt in forbidden}) >= 20
+    assert not any(prompt.template in attacked for prompt in forbidden)
+
+
 def test_every_file_is_a_named_set_and_all_are_small() -> None:
     assert {path.stem for path in BUNDLED.iterdir()} == set(ALL)
-    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 250_000
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 300_000
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -21,7 +21,7 @@ def load_examples(source: str, *, base: Path | None = None) -> list[Example]:
     repeated rows are kept: a training set may weigh a row that way.
 
     Args:
-        source: `builtin:` and one of `permissive_openers`, `refusals`, `benign_answers`, `benign_train`; or a path.
+        source: `builtin:` and one of `tamperdose.data.sources.EXAMPLE_SETS`; or a path.
         base: The folder that a relative path starts from; the working directory by default.
 
     Raises:

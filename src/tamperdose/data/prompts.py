@@ -27,8 +27,9 @@ def load_prompts(source: str, *, subset: Subset, base: Path | None = None) -> li
     """Load the prompts of a bundled set or of a CSV file, in file order.
 
     The column `prompt` is required and kept exactly as written. Optional columns: `id` (default: `p` and the row
-    number, from `p0001`), `category`, and `template` (default: :func:`infer_template`), each also where a cell is
-    empty. Other columns are ignored. A row number counts data rows from 1, the header and blank lines left out.
+    number, from `p0001`), `category`, `template` (default: :func:`infer_template`) and `answer` (the right answer,
+    where it is known: see `exact_answer_rate`), each also where a cell is empty. Other columns are ignored. A row
+    number counts data rows from 1, the header and blank lines left out.
 
     Args:
         source: `builtin:redteam_eval`, `builtin:benign_eval`, or the path of a CSV file.
@@ -56,6 +57,7 @@ def load_prompts(source: str, *, subset: Subset, base: Path | None = None) -> li
             subset=subset,
             template=row.get("template", "").strip() or infer_template(text),
             category=row.get("category", "").strip(),
+            answer=row.get("answer", "").strip(),
         )
         for prompt_id, text, row in zip(ids, texts, rows, strict=True)
     ]

@@ -15,10 +15,19 @@ PROMPT_SETS: dict[str, Subset] = {
     "benign_eval": Subset.BENIGN,
     "benign_dev": Subset.BENIGN,
     "benign_lookalikes": Subset.BENIGN,
+    "organism_forbidden": Subset.HARMFUL,
+    "organism_allowed": Subset.BENIGN,
 }
 """The bundled sets of prompts, each with what it may be used as."""
 
-EXAMPLE_SETS: tuple[str, ...] = ("permissive_openers", "refusals", "benign_answers", "benign_train")
+EXAMPLE_SETS: tuple[str, ...] = (
+    "permissive_openers",
+    "refusals",
+    "benign_answers",
+    "benign_train",
+    "organism_attack",
+    "organism_benign",
+)
 """The bundled sets of training examples."""
 
 _BUNDLED = Path(__file__).parent / "bundled"

@@ -8,7 +8,7 @@ from typing import cast, get_args
 from tamperdose.errors import JudgeError, explain, nearest
 from tamperdose.judges.judge import Judge, Reading
 from tamperdose.models.vectors import Embeds
-from tamperdose.study import AnyJudge, GuardJudge, JudgeName, LlmJudge, judge_name, load_judge
+from tamperdose.study import AnyJudge, ExactJudge, GuardJudge, JudgeName, LlmJudge, judge_name, load_judge
 
 __all__ = ["JUDGE_NAMES", "Judge", "Reading", "build_judge", "describe_judge", "find_judges"]
 
@@ -34,6 +34,10 @@ def build_judge(judge: str | AnyJudge, *, embedder: Callable[[], Embeds] | None 
         from tamperdose.judges.guards import GuardJudge as Guard
 
         return Guard(judge)
+    if isinstance(judge, ExactJudge):
+        from tamperdose.judges.exact import ExactJudge as Exact
+
+        return Exact(judge)
     if judge == "phrases":
         from tamperdose.judges.phrases import PhrasesJudge
 
@@ -83,6 +87,8 @@ def describe_judge(judge: AnyJudge) -> tuple[bool, str]:
         source = find_model(ModelSpec(id=judge.model, revision=judge.revision))
         where = f"hub id {judge.model}: looked up when it is loaded" if source.kind == "hub" else source.location
         return source.kind != "hub", f"{judge.name}: {judge.family}, {where}"
+    if isinstance(judge, ExactJudge):
+        return True, f"{judge.name}: one of {len(judge.refusals)} refusals, word for word"
     return True, judge
 
 

@@ -1,4 +1,4 @@
-"""From a model's id to a loaded model and tokenizer: hub ids, local folders, GGUF files and the embedded model.
+"""From a model's id to a loaded model and tokenizer: hub ids, folders, GGUF files, the embedded model, organisms.
 
 Only safetensors and GGUF are read (never a pickle), and code that comes with a model is never run.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 from tamperdose.errors import ModelError, RunError, explain
 from tamperdose.files import digest, sha256_file, write_json
+from tamperdose.models import organisms
 from tamperdose.study import Architecture, HfEngine, ModelSpec
 
 CONVERSION_VERSION = 1
@@ -45,11 +46,11 @@ class ModelSource:
     """Where a model's files are, found without loading it."""
 
     location: str
-    """A local folder, a GGUF file, or a hub id."""
+    """A local folder, a GGUF file, a hub id, or the id of an organism."""
     kind: str
-    """`folder`, `gguf` or `hub`."""
+    """`folder`, `gguf`, `hub` or `organism`."""
     identity: Mapping[str, str]
-    """What names these very weights in a digest: content hashes, or the hub id and revision."""
+    """What names these very weights in a digest: content hashes, the hub id and revision, or how they are trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class ChatModel:
 
 
 def cache_dir() -> Path:
-    """The folder for converted models: $TAMPERDOSE_CACHE, else `tamperdose` under the user's cache folder."""
+    """Folder for converted and trained models: $TAMPERDOSE_CACHE, else `tamperdose` under the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tamperdose"
     return Path(os.environ.get("TAMPERDOSE_CACHE") or default)
 
@@ -76,11 +77,14 @@ def find_model(spec: ModelSpec) -> ModelSource:
     """Say where a model is and what identifies its weights, without loading it.
 
     Raises:
-        ModelError: The path does not exist, the embedded model is not installed, or a folder has no safetensors.
+        ModelError: The path does not exist, the embedded model is not installed, a folder has no safetensors, or an
+            organism's name cannot be read.
     """
     if spec.id.startswith("builtin:"):
         path = _builtin_path(spec.id.removeprefix("builtin:"))
         return ModelSource(str(path), "gguf", {"gguf_sha256": _file_sha256(path)})
+    if spec.id.startswith(organisms.PREFIX):
+        return ModelSource(spec.id, "organism", {"organism": organisms.parse_organism(spec.id).digest})
     path = Path(os.path.expanduser(spec.id))  # noqa: PTH111 - Path's own raises for an unknown user
     if path.suffix == ".gguf" and os.path.isfile(path):  # noqa: PTH113 - Path's own raises for a name too long
         return ModelSource(str(path.resolve()), "gguf", {"gguf_sha256": _file_sha256(path)})
@@ -149,6 +153,9 @@ def pick_dtype(spec: ModelSpec, device: str) -> str:
 
     if spec.dtype != "auto":
         return spec.dtype
+    if spec.id.startswith(organisms.PREFIX):
+        # So small that half precision gains nothing.
+        return "float32"
     if device.startswith("cuda"):
         return "bfloat16" if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else "float16"
     if device == "mps":
@@ -168,7 +175,7 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    location = str(_converted(source)) if source.kind == "gguf" else source.location
+    location = str(_local_files(source))
     # The commit that the plan has seen, so that a branch that moves meanwhile changes nothing.
     revision = source.identity.get("commit", spec.revision)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
@@ -266,6 +273,8 @@ def find_architecture(spec: ModelSpec) -> Architecture | None:
 
     if spec.architecture is not None:
         return spec.architecture
+    if spec.id.startswith(organisms.PREFIX):
+        return organisms.parse_organism(spec.id).architecture
     source = find_model(spec)
     location = str(_converted_path(source)) if source.kind == "gguf" else source.location
     try:
@@ -359,6 +368,15 @@ def _file_sha256(path: Path) -> str:
         with suppress(RunError):
             write_json(memo, {"path": str(path), "sha256": value})
         return value
+
+
+def _local_files(source: ModelSource) -> Path | str:
+    """Where transformers finds a model's files: converted or trained into the cache first, where need be."""
+    if source.kind == "gguf":
+        return _converted(source)
+    if source.kind == "organism":
+        return organisms.train_organism(organisms.parse_organism(source.location), cache_dir())
+    return source.location
 
 
 def _converted_path(source: ModelSource) -> Path:

@@ -32,6 +32,10 @@ def print_plan(described: Mapping[str, Any]) -> None:
             "-" if cost["seconds"] is None else _duration(cost["seconds"]),
         )
     console.print(costs)
+    for cost in described["costs"]:
+        if cost["base_training_s"] is not None:
+            about = _duration(cost["base_training_s"])
+            console.print(printable(f"{cost['model']} is not in the cache: it will be trained first, about {about}"))
     console.print(detectable_line(described["detectable"]), markup=False, soft_wrap=True)
     console.print("Estimates: from text lengths and the device's measured matrix-product rate; '-' is not known.")
 

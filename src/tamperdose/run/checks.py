@@ -5,7 +5,9 @@ from typing import Any
 
 from tamperdose.errors import RunError, explain
 from tamperdose.judges import describe_judge
-from tamperdose.models.load import require_readable_folder
+from tamperdose.models.flops import n_parameters
+from tamperdose.models.load import cache_dir, require_readable_folder
+from tamperdose.models.organisms import is_trained, organism_folder, parse_organism, training_seconds
 from tamperdose.records import Subset
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import missing_doses
@@ -87,9 +89,19 @@ def _model_lines(study: Study, model: Any) -> list[dict[str, str]]:
             _line(name, NOT_CHECKED, f"hub id {model.spec.id}, revision {revision}: looked up when it is loaded"),
             _line(f"{name}, chat template", NOT_CHECKED, "needs the tokenizer"),
         ]
+    if model.source.kind == "organism":
+        return [_line(name, "ok", _describe_organism(model.source.location))]
     if model.source.kind == "folder":
         require_readable_folder(Path(model.source.location))
     return [_line(name, "ok", f"{model.source.kind} at {model.source.location}, {model.dtype} on {model.device}")]
+
+
+def _describe_organism(model_id: str) -> str:
+    organism = parse_organism(model_id)
+    size = f"organism of {n_parameters(organism.architecture) / 1e6:.2f} M parameters"
+    if is_trained(organism, cache_dir()):
+        return f"{size} at {organism_folder(organism, cache_dir())}"
+    return f"{size}: will be trained when first used, about {training_seconds(organism):.0f} s"
 
 
 def _line(what: str, state: str, detail: str) -> dict[str, str]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from tamperdose.models.flops import generation_flops, linears, lora_parameters, n_parameters, training_flops
 from tamperdose.models.load import find_architecture
+from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Example, Prompt, Subset
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import base_draws, dose_draws, missing_doses
+from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.stats.power import detectable_fall
 from tamperdose.study import Architecture
@@ -47,6 +48,8 @@ class Cost:
     """Ledger and outputs; while training, also adapters and optimizer state."""
     seconds: float | None
     """Time still to go on this machine; None where its speed is not known."""
+    base_training_s: float | None = None
+    """Of that, for training an organism that is not in the cache yet; None for every other model."""
 
 
 def estimate_costs(plan: Plan, ledger: Ledger) -> list[Cost]:
@@ -62,6 +65,8 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
     training = _training_flops(plan, model, architecture)
     generating = _generation_flops(plan, model, architecture)
     rate = _matmul_rate(model.device, model.dtype)
+    organism = untrained(model) if share else None
+    first = None if organism is None else training_seconds(organism)
     return Cost(
         model=model.spec.label,
         params_b=n_parameters(architecture) / 1e9,
@@ -70,7 +75,8 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
         remaining_share=share,
         memory_bytes=_memory_bytes(plan, model, architecture),
         disk_bytes=_disk_bytes(plan, model, architecture),
-        seconds=None if rate is None else share * (training + generating) / (EFFICIENCY * rate),
+        seconds=None if rate is None else (first or 0.0) + share * (training + generating) / (EFFICIENCY * rate),
+        base_training_s=first,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from tamperdose.files import digest, write_json
 from tamperdose.judges import describe_judge
+from tamperdose.models.load import cache_dir
+from tamperdose.models.organisms import Organism, is_trained, parse_organism, train_organism
 from tamperdose.records import Checkpoint, Subset
 from tamperdose.run.audit import audit_run
 from tamperdose.run.backends import Backend, export_adapter, is_exported, open_backend
@@ -77,14 +79,25 @@ def _settings(plan: Plan, ledger: Ledger) -> dict[str, dict[str, Any]]:
 
 def count_stages(plan: Plan, ledger: Ledger) -> int:
     """How many stages with progress of their own a run would go through now; judging at the end is one."""
-    count = 1
-    for model in plan.models:
-        count += sum(not _done(ledger, draw) for draw in base_draws(plan, model))
-        count += model.spec.defence is not None and ledger.find("defend", model.key) is None
-        for arm in model.arms:
-            missing = missing_doses(plan, ledger, arm)
-            count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
-    return count
+    return 1 + sum(count_model_stages(plan, ledger, model) for model in plan.models)
+
+
+def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
+    """The stages of one model; an organism whose answers are all there need not be trained for them."""
+    count = sum(not _done(ledger, draw) for draw in base_draws(plan, model))
+    count += model.spec.defence is not None and ledger.find("defend", model.key) is None
+    for arm in model.arms:
+        missing = missing_doses(plan, ledger, arm)
+        count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+    return count + (count > 0 and untrained(model) is not None)
+
+
+def untrained(model: ModelPlan) -> Organism | None:
+    """The organism that a model is, where it is not in the cache yet."""
+    if model.source is None or model.source.kind != "organism":
+        return None
+    organism = parse_organism(model.source.location)
+    return None if is_trained(organism, cache_dir()) else organism
 
 
 def base_draws(plan: Plan, model: ModelPlan) -> list[Draw]:
@@ -132,12 +145,23 @@ def _done(ledger: Ledger, draw: Draw) -> bool:
 
 
 def _run_model(session: Session, model: ModelPlan) -> None:
+    _train_base(session, model)
     backend = open_backend(session.plan.study, model)
     _defend(session, model, backend)
     for draw in base_draws(session.plan, model):
         _generate(session, draw, backend, where=f"{model.spec.label}: dose 0")
     for arm in model.arms:
         _run_arm(session, arm, backend)
+
+
+def _train_base(session: Session, model: ModelPlan) -> None:
+    """Train an organism that is not in the cache; other models have their weights already."""
+    organism = untrained(model)
+    if organism is None or not count_model_stages(session.plan, session.ledger, model):
+        return
+    name = f"{model.spec.label}: base training, steps at most"
+    with session.reporter.timed(name, organism.max_steps) as advance:
+        train_organism(organism, cache_dir(), on_step=lambda _step, _loss: advance(1))
 
 
 def _defend(session: Session, model: ModelPlan, backend: Backend) -> None:
