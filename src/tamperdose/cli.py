@@ -323,9 +323,11 @@ def _dose_and_path(text: str, number: int) -> tuple[int, Path]:
 def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, force: bool) -> None:
     """Print the dose table, what the audit says of it, and where everything lies."""
     from tamperdose.report.comparisons import comparisons_of
+    from tamperdose.report.responses import read_json, read_responses
     from tamperdose.report.select import headline_judge
     from tamperdose.report.tables import dose_table, not_supported
     from tamperdose.run.audit import read_audit
+    from tamperdose.run.scale import SCALING_JSON
     from tamperdose.run.schema import read_metrics
 
     if as_json:
@@ -340,7 +342,8 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
         audited = None if found is None else to_json(found)
         figures = [str(path) for path in drawn]
         printed = {"metrics": str(metrics), "figures": figures, "audit": audited, "doses": doses}
-        _print_json(printed | comparisons_of(folder, judge))
+        told = {"dose_response": read_responses(folder, judge), "scaling": read_json(folder / SCALING_JSON) or None}
+        _print_json(printed | comparisons_of(folder, judge) | told)
     else:
         _headline(folder, metrics, force=force)
         _print_lines([f"metrics  {metrics}", *(f"figure   {path}" for path in drawn)])
@@ -350,6 +353,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
     from rich.console import Console
 
     from tamperdose.report.comparisons import comparison_lines
+    from tamperdose.report.responses import response_lines
     from tamperdose.report.select import headline_judge
     from tamperdose.report.tables import render_dose_table
     from tamperdose.run.audit import read_audit
@@ -358,7 +362,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     frame, judge_name = read_metrics(metrics), headline_judge(folder)
     render_dose_table(frame, console, judge_name, audit=read_audit(folder), force=force)
-    _print_lines(comparison_lines(folder, judge_name))
+    _print_lines([*comparison_lines(folder, judge_name), *response_lines(folder, judge_name)])
 
 
 def _print_json(value: Any) -> None:

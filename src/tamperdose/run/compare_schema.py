@@ -103,6 +103,7 @@ SEED_COLUMNS = (
 _TEXT = {
     *("study", "arm", "recipe", "model", "judge", "judge_1", "judge_2", "reading", "metric", "seeds"),
     *("method", "p_method", "scope", "reason"),
+    *("defence", "attack", "data_order", "censored", "fit"),
 }
 _WHOLE = {
     *("seed", "dose_steps", "n", "n_unreadable", "n_templates", "n_tests", "n_seeds"),
@@ -114,7 +115,7 @@ Row = dict[str, str | int | float | bool | None]
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Read one of the three files.
+    """Read one of the three files, or `dose_response.csv`.
 
     Raises:
         DataError: The columns are not exactly those, or a number cannot be read.
