@@ -28,6 +28,7 @@ from tamperdose.report.drawing import (
     stack_handles,
     two_rows_of,
 )
+from tamperdose.report.response_figures import draw_responses
 from tamperdose.report.select import Arm, Curve, arm_labels, choose_facet, curve, list_arms, load_run, panel_name
 from tamperdose.report.style import (
     BLACK,
@@ -114,7 +115,7 @@ def draw_run(run_dir: Path) -> list[Path]:
     frame = load_run(run_dir)
     folder = run_dir / "figures"
     overview = dose_response(frame, folder / "dose_response.png")
-    return [*draw_compare(frame, folder), overview]
+    return [*draw_compare(frame, folder), overview, *draw_responses(run_dir)]
 
 
 def draw_compare(frame: pd.DataFrame, folder: Path) -> list[Path]:

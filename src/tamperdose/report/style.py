@@ -27,7 +27,8 @@ Dash = Literal["-"] | tuple[int, tuple[float, ...]]
 
 # Okabe and Ito (2008), without the yellow that white paper swallows.
 _COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+"""Markers of lines, in their order."""
 _DASHES: tuple[Dash, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (8, 2)))
 
 _RC = {
@@ -73,7 +74,7 @@ def line_style(k: int) -> LineStyle:
     >>> len({line_style(k) for k in range(280)})
     280
     """
-    return LineStyle(_COLOURS[k % 7], _MARKERS[k % 8], _DASHES[k % 5])
+    return LineStyle(_COLOURS[k % 7], MARKERS[k % 8], _DASHES[k % 5])
 
 
 MAX_DASHES = len(_DASHES)
@@ -82,7 +83,7 @@ MAX_DASHES = len(_DASHES)
 
 def repeat_style(group: int, repeat: int) -> LineStyle:
     """Return the style of one of several repeats: colour and marker tell the group, dashes the repeat."""
-    return LineStyle(_COLOURS[group % 7], _MARKERS[group % 8], _DASHES[repeat % MAX_DASHES])
+    return LineStyle(_COLOURS[group % 7], MARKERS[group % 8], _DASHES[repeat % MAX_DASHES])
 
 
 @contextmanager
@@ -98,6 +99,14 @@ def save_png(figure: Figure, path: Path) -> Path:
         return write_atomic(
             path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
         )
+
+
+def save_both(figure: Figure, path: Path) -> list[Path]:
+    """Save a figure as PNG and as SVG beside it, named by `path` without an ending; the same bytes each time."""
+    svg = path.with_name(f"{path.name}.svg")
+    with house_style(), style.context({"svg.hashsalt": "tamperdose", "svg.fonttype": "path"}):
+        write_atomic(svg, lambda temporary: figure.savefig(temporary, format="svg", metadata={"Date": None}))
+    return [save_png(figure, path.with_name(f"{path.name}.png")), svg]
 
 
 def drawable(text: str) -> str:
