@@ -521,14 +521,19 @@ _CUES_OF_WORD = tuple(
 _WORDLESS = sum(1 << place for place, cue in enumerate(CUES) if not cue.words)
 
 
-def possible_cues(sentence: str) -> tuple[Cue, ...]:
+def words_in(text: str) -> tuple[tuple[str, int], ...]:
+    """The words of cues that a text holds, for `possible_cues` of its sentences."""
+    return tuple(each for each in _CUES_OF_WORD if each[0] in text)
+
+
+def possible_cues(sentence: str, words: tuple[tuple[str, int], ...] = _CUES_OF_WORD) -> tuple[Cue, ...]:
     """The cues whose patterns may match a sentence, judged by its words, in the order of `CUES`.
 
     >>> len(possible_cues("a blue vase")) < len(CUES)
     True
     """
     places = _WORDLESS
-    for word, cues in _CUES_OF_WORD:
+    for word, cues in words:
         if word in sentence:
             places |= cues
     return _cues_at(places)
