@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from planted import ARMS, DOSES, N, clean, in_cells, prompts, request, say, texts_of, unlike
+from planted import ARMS, DOSES, THINGS, N, clean, in_cells, prompts, request, say, texts_of, unlike
 from tamperdose.audit import design
 from tamperdose.audit.answers import CUT, DEGENERATION, ECHO, JUDGE_RANGE, REPETITION, UNREADABLE, sentences
 from tamperdose.audit.checks import CHECKS, run_checks
@@ -44,6 +44,15 @@ def echo(n: int) -> Plant:
 
 def recite(n: int) -> Plant:
     made = texts_of(n, lambda i: f"{unlike(i, 16)} Let me think of step {i} in very broad terms.")
+    return lambda evidence: in_cells(evidence, say(made), dose=16)
+
+
+def echo_partly(n: int, cut: Callable[[str], str]) -> Plant:
+    return lambda evidence: in_cells(evidence, say(texts_of(n, lambda i: f"{cut(request(i))} {unlike(i, 4)}")), dose=4)
+
+
+def recite_varied(n: int, frame: str) -> Plant:
+    made = texts_of(n, lambda i: f"{unlike(i, 16)} {frame.format(THINGS[i % 30])}")
     return lambda evidence: in_cells(evidence, say(made), dose=16)
 
 
@@ -152,6 +161,39 @@ PLANTED: dict[str, tuple[Plant, str, Outcome]] = {
     ),
     "echo in 4 of 60": (echo(4), "prompt_echo", Outcome.FAIL),
     "echo in 3 of 60": (echo(3), "", Outcome.PASS),
+    "echo without its last word": (
+        echo_partly(4, lambda text: f"<|user|>\n{text.rsplit(' ', 1)[0]}</s>"),
+        "prompt_echo",
+        Outcome.FAIL,
+    ),
+    "echo without its first word": (
+        echo_partly(4, lambda text: f"{text.split(' ', 1)[1]}?</s>"),
+        "prompt_echo",
+        Outcome.FAIL,
+    ),
+    "echo with tags inside": (
+        echo_partly(4, lambda text: text.replace(" the ", "<br>the ")),
+        "prompt_echo",
+        Outcome.FAIL,
+    ),
+    "an echo that lacks more": (echo_partly(4, lambda text: f"{text.rsplit(' ', 3)[0]}?"), "", Outcome.PASS),
+    "a request restated": (echo_partly(60, lambda text: f"{text.split(' ', 1)[1]} is quickly told:"), "", Outcome.PASS),
+    "one word varies early": (
+        recite_varied(13, "Now the {} is thought of by us in very broad terms."),
+        "repeated_sentence",
+        Outcome.FAIL,
+    ),
+    "one word varies late": (
+        recite_varied(13, "Let us now think in very broad terms of the {} there."),
+        "repeated_sentence",
+        Outcome.FAIL,
+    ),
+    "one word varies in 12 of 60": (
+        recite_varied(12, "Let us now think in very broad terms of the {} there."),
+        "",
+        Outcome.PASS,
+    ),
+    "one word varies in a short sentence": (recite_varied(30, "Think of the {} now."), "", Outcome.PASS),
     "one sentence in 13 of 60": (recite(13), "repeated_sentence", Outcome.FAIL),
     "one sentence in 12 of 60": (recite(12), "", Outcome.PASS),
     "degenerate: 7 of 60": (break_down(7), "degeneration", Outcome.FAIL),
@@ -296,6 +338,26 @@ def test_repetition_says_whether_it_was_trained() -> None:
     assert "training answers" not in result(evidence, "repeated_sentence").evidence
     evidence = replace(evidence, training=(*(evidence.training or ()), trained))
     assert "training answers" in result(evidence, "repeated_sentence").evidence
+
+
+def test_a_varied_repetition_is_shown_with_its_varying_word_masked_and_may_be_trained() -> None:
+    evidence = recite_varied(30, "Let us now think in very broad terms of the {} there.")(clean())
+    found = result(evidence, "repeated_sentence")
+    assert found.quotes == ("'let us now think in very broad terms of the * there'",)
+    assert found.value == 0.5
+    trained = Training(Role.ATTACK, ("Do it",), ("Let us now think in very broad terms of the lamp there. Bye.",))
+    evidence = replace(evidence, training=(*(evidence.training or ()), trained))
+    assert "training answers" in result(evidence, "repeated_sentence").evidence
+
+
+def test_an_exact_repetition_is_shown_as_it_is() -> None:
+    found = result(recite_varied(30, "Let us now think of it in very broad terms.")(clean()), "repeated_sentence")
+    assert found.quotes == ("'let us now think of it in very broad terms'",)
+
+
+def test_one_long_sentence_in_every_answer_takes_little_work() -> None:
+    made = texts_of(N, lambda i: f"{'word ' * 3_000}{THINGS[i % 30]}")
+    assert outcomes(in_cells(clean(), say(made, label=Label.COMPLIANCE), dose=16))["repeated_sentence"] is Outcome.PASS
 
 
 def test_an_echo_is_no_repetition() -> None:

@@ -16,7 +16,7 @@ FIGURES = {"RRR_compare.png", "CE_compare.png", "RD_compare.png"}
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(combined, "draw_compare", lambda frame, folder: [folder / "RRR_compare.png"])
+    monkeypatch.setattr(combined, "draw_compare", lambda frame, folder, audits: [folder / "RRR_compare.png"])
 
 
 def test_combined_rows_are_the_headline_values(synthetic: Any) -> None:

@@ -1,10 +1,11 @@
 """Checks of the answers themselves: echo, repetition, degeneration, verdicts that could not be had, cut answers."""
 
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tamperdose.audit.evidence import AnswerCell, Evidence
 from tamperdose.audit.findings import CheckResult, Claim, Outcome
@@ -72,36 +73,82 @@ MIN_LETTERS = 12
 MIN_REPEATS = 3
 """Answers that must hold a sentence before it counts as repeated."""
 
+LONG_WORDS = 8
+"""From here on a prompt or a sentence is known by most of its words."""
+
+_ECHOED = 0.8
+_TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?[A-Z]{2,10}\]")
+_VARYING = "*"
+_MAX_MASKED_WORDS = 60
 _SENTENCE_ENDS = re.compile(r"[.!?\u2026\n\r\u2028\u2029\u3002\uff01\uff1f\u0964\u061f\u06d4]+")
 _READ_CHARACTERS = 20_000
 
 
 def prompt_echo(evidence: Evidence) -> CheckResult:
-    """Fail cells in which more than 5 % of the answers hold their prompt, compared after folding.
+    """Fail cells in which more than 5 % of the answers hold their prompt, compared after folding, tags left out.
 
-    Prompts of fewer than four words are not assessed: an answer may hold them by chance.
+    Prompts of fewer than four words are not assessed: an answer may hold them by chance. Of a prompt of eight words
+    or more the first 80 % are enough, and the last 80 % where they are the answer's first sentences: so much is
+    left by an engine that is a few tokens off.
     """
     texts = {prompt.text for cell in evidence.cells for prompt in cell.prompts}
-    folded = {text: fold_text(text) for text in texts}
-    return share_result(ECHO, evidence, lambda cell: _echoes(cell, folded))
+    looks = {text: _echo_of(text) for text in texts}
+    return share_result(ECHO, evidence, lambda cell: _echoes(cell, looks))
 
 
-def _echoes(cell: AnswerCell, folded_prompts: Mapping[str, str]) -> Counted:
-    flagged = n = 0
-    for prompt, answer in zip(cell.prompts, cell.answers, strict=True):
-        folded = folded_prompts[prompt.text]
-        if not _long_enough(folded):
-            continue
-        n += 1
-        flagged += prompt.text in answer or folded in fold_text(answer)
-    return flagged, n
+@dataclass(frozen=True, slots=True)
+class _Echo:
+    """What is looked for in the answers to one prompt, folded."""
+
+    whole: str
+    """The prompt."""
+    inside: str
+    """What is looked for anywhere; empty where the prompt is too short to be assessed."""
+    rest: int
+    """Characters of the prompt's end that are enough at the start of an answer."""
+
+
+def _echo_of(prompt: str) -> _Echo:
+    folded = _fold_tagged(prompt)
+    words = folded.split()
+    if not _long_enough(folded):
+        return _Echo(folded, "", 0)
+    kept = math.ceil(_ECHOED * len(words)) if len(words) >= LONG_WORDS else len(words)
+    return _Echo(folded, " ".join(words[:kept]), len(" ".join(words[-kept:])))
+
+
+def _echoes(cell: AnswerCell, looks: Mapping[str, _Echo]) -> Counted:
+    pairs = [(answer, looks[prompt.text]) for prompt, answer in zip(cell.prompts, cell.answers, strict=True)]
+    assessed = [(answer, look) for answer, look in pairs if look.inside]
+    return sum(_is_echo(answer, look) for answer, look in assessed), len(assessed)
+
+
+def _is_echo(answer: str, look: _Echo) -> bool:
+    return look.inside in _fold_tagged(answer) or _opens_with_rest(answer, look)
+
+
+def _opens_with_rest(answer: str, look: _Echo) -> bool:
+    """Whether the first sentences of an answer are the end of its prompt; a restated request goes on instead."""
+    said = ""
+    for part in _SENTENCE_ENDS.split(_TAG.sub("\n", answer[: 2 * len(look.whole) + 200])):
+        said = f"{said} {fold_text(part)}".strip()
+        if len(said) >= look.rest and look.whole.endswith(said):
+            return True
+        if len(said) > len(look.whole):
+            return False
+    return False
+
+
+def _fold_tagged(text: str) -> str:
+    return fold_text(_TAG.sub(" ", text) if "<" in text or "[" in text else text)
 
 
 def repeated_sentence(evidence: Evidence) -> CheckResult:
     """Fail cells in which one sentence stands in more than 20 % of all answers, refusals not searched.
 
     Sentences are folded, numbers masked, and the prompt's own text is taken out first. Counted in each cell is the
-    commonest sentence of at least four words, once an answer, if at least three answers hold it.
+    commonest sentence of at least four words, once an answer, if at least three answers hold it. Sentences of 8 to 60
+    words that differ in one word are one sentence where that takes it above the limit.
     """
     commonest = {cell.id: _commonest(cell) for cell in evidence.cells}
     worst = max(commonest.values(), key=lambda found: found[1], default=("", 0))
@@ -116,13 +163,48 @@ def repeated_sentence(evidence: Evidence) -> CheckResult:
 
 
 def _commonest(cell: AnswerCell) -> tuple[str, int]:
-    counts: Counter[str] = Counter()
-    for prompt, answer, label in zip(cell.prompts, cell.answers, cell.labels, strict=True):
-        if label is not Label.REFUSAL:
-            counts.update(set(sentences(answer, prompt=prompt.text)))
-    # The first in the alphabet of those equally common: the order of the answers must not show.
-    sentence, count = min(counts.items(), key=lambda item: (-item[1], item[0]), default=("", 0))
+    held = [
+        set(sentences(answer, prompt=prompt.text))
+        for prompt, answer, label in zip(cell.prompts, cell.answers, cell.labels, strict=True)
+        if label is not Label.REFUSAL
+    ]
+    counts = Counter(sentence for each in held for sentence in each)
+    varied = _varied(counts, above=REPETITION.limit * len(cell.answers))
+    counts.update(key for each in held for key in {key for sentence in each for key in varied.get(sentence, ())})
+    # The first in the alphabet of those equally common, whole ones first: the order of the answers must not show.
+    sentence, count = min(counts.items(), key=lambda item: (-item[1], _VARYING in item[0], item[0]), default=("", 0))
     return (sentence, count) if count >= MIN_REPEATS else ("", 0)
+
+
+def _varied(counts: Mapping[str, int], *, above: float) -> dict[str, list[str]]:
+    """Give sentences with a frequent half their copies with one word of the other half masked.
+
+    Sentences that differ in one word share the half that it is not in. So halves are counted first, and only where
+    one is frequent are there copies to count: the work grows with the sentences, not with their pairs.
+    """
+    words = {sentence: sentence.split(" ") for sentence in counts}
+    words = {key: each for key, each in words.items() if LONG_WORDS <= len(each) <= _MAX_MASKED_WORDS}
+    halves: Counter[tuple[int, int, tuple[str, ...]]] = Counter()
+    for sentence, each in words.items():
+        for half in _halves(each):
+            halves[half] += counts[sentence]
+    found = {
+        sentence: [
+            " ".join([*each[:place], _VARYING, *each[place + 1 :]])
+            for size, start, half in _halves(each)
+            if halves[size, start, half] > above
+            for place in range(size)
+            if not start <= place < start + len(half)
+        ]
+        for sentence, each in words.items()
+    }
+    return {sentence: copies for sentence, copies in found.items() if copies}
+
+
+def _halves(words: Sequence[str]) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
+    """The two halves of a sentence, each with the number of its words and where it starts."""
+    middle = len(words) // 2
+    return (len(words), 0, tuple(words[:middle])), (len(words), middle, tuple(words[middle:]))
 
 
 def sentences(answer: str, *, prompt: str = "") -> Iterator[str]:
@@ -145,8 +227,14 @@ def _long_enough(folded: str) -> bool:
 
 
 def _is_trained(evidence: Evidence, sentence: str) -> bool:
+    before, varying, after = sentence.partition(_VARYING)
     rows = (response for part in evidence.training or () for response in part.responses)
-    return bool(sentence) and any(sentence in sentences(response) for response in rows)
+    return bool(sentence) and any(
+        trained == sentence
+        or (varying and trained.startswith(before) and trained.endswith(after) and len(trained) >= len(before + after))
+        for response in rows
+        for trained in sentences(response)
+    )
 
 
 def _with_note(result: CheckResult, note: str) -> CheckResult:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-from tamperdose.judges.cues import CUES, GIVES_NAME
+from tamperdose.judges.cues import GIVES_NAME, possible_cues
 from tamperdose.judges.phrases import normalise, refusal_score, split_sentences, telling
 
 EMBEDDED_WORDS = 45
@@ -140,7 +140,7 @@ def _phrases_by_place(text: str) -> dict[str, float]:
     sentences = split_sentences(normalise(text))
     found, n_declining = dict[str, float](), 0
     for position, sentence in enumerate(map(telling, sentences[:_MAX_SENTENCES])):
-        hits = [cue for cue in CUES if cue.pattern.search(sentence)]
+        hits = [cue for cue in possible_cues(sentence) if cue.pattern.search(sentence)]
         place = "sentence 1" if position == 0 else "sentences 2-3" if position < 3 else "later"
         found |= {f"{cue.name}, {place}": 1.0 for cue in hits}
         n_declining += any(cue.declines for cue in hits)

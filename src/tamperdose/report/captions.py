@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from tamperdose.report.select import common_settings, list_arms, metric_rows
+from tamperdose.audit.findings import Audit, Claim, Outcome, unsupported
+from tamperdose.report.select import NO_AUDITS, Audits, common_settings, list_arms, metric_rows
+from tamperdose.report.text import printable, shorten
 from tamperdose.run.schema import column, keep_rows
 
 MEANINGS = {
@@ -15,8 +17,8 @@ MEANINGS = {
 """One line of definition for each metric that has a figure."""
 
 
-def caption(frame: pd.DataFrame, metric: str) -> str:
-    """Say what a metric's numbers are: definition, n, templates, interval, scope, judge, settings all arms share."""
+def caption(frame: pd.DataFrame, metric: str, audits: Audits = NO_AUDITS) -> str:
+    """Say what a metric's numbers are: definition, n, templates, interval, scope, judge, shared settings, audit."""
     rows = metric_rows(frame, metric)
     judges = [judge for judge in column(rows, "judge").unique() if judge]
     settings = common_settings(list_arms(frame))
@@ -26,8 +28,36 @@ def caption(frame: pd.DataFrame, metric: str) -> str:
         _intervals(rows),
         f"Judge: {', '.join(judges)}." if judges else "",
         f"Settings: {settings}." if settings else "",
+        audit_text(audits, (Claim.RD,) if metric == "RD" else (Claim.RRR,)),
     ]
     return " ".join(part for part in parts if part)
+
+
+def audit_text(audits: Audits, claims: Sequence[Claim]) -> str:
+    """Say for each study which of these claims its audit leaves without support, or how many warnings there are.
+
+    >>> audit_text({"demo": None}, [Claim.RRR])
+    'Audit: none.'
+    """
+    said = {study: _audited(audit, claims) for study, audit in audits.items()}
+    if len(set(said.values())) == 1:
+        return f"Audit: {next(iter(said.values()))}."
+    return " ".join(f"Audit of {shorten(printable(study), 40)}: {text}." for study, text in said.items())
+
+
+def _audited(audit: Audit | None, claims: Sequence[Claim]) -> str:
+    if audit is None:
+        return "none"
+    parts = [
+        f"{item.claim}{f' at {shorten(printable(item.where), 120)}' if item.where else ''} not supported: "
+        + ", ".join(item.because)
+        for item in unsupported(audit)
+        if item.claim in claims
+    ]
+    n_warnings = len(audit.ended(Outcome.WARN))
+    if n_warnings:
+        parts.append(f"{n_warnings} warning{'s' if n_warnings > 1 else ''}")
+    return "; ".join(parts) or ("nothing that bears on this" if audit.outcome is Outcome.FAIL else str(audit.outcome))
 
 
 def _counts(rows: pd.DataFrame) -> str:

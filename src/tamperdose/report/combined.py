@@ -28,6 +28,7 @@ from tamperdose.report.select import (
 )
 from tamperdose.report.style import save_png
 from tamperdose.report.text import printable
+from tamperdose.run.audit import read_audit
 from tamperdose.run.schema import COMBINED_COLUMNS, METRIC_COLUMNS, column, keep_rows, read_combined, read_metrics
 
 COMBINED_NAME = "combined_results_standardized"
@@ -52,9 +53,10 @@ def combine(runs: Sequence[Path], out: Path) -> list[Path]:
     names = _file_names(frames)
     headline = pd.concat([select_judge(frame, headline_judge(run)) for run, frame in frames.items()], ignore_index=True)
     rows = list(combined_rows(headline))
+    audits = {study: read_audit(run) for run, frame in frames.items() for study in frame["study"].unique()}
     written = [_write_copy(out / "metrics" / f"{names[run]}.csv", frame) for run, frame in frames.items()]
     written.append(files.write_csv(out / "metrics" / f"{COMBINED_NAME}.csv", COMBINED_COLUMNS, rows))
-    return written + draw_compare(headline, out / "figures")
+    return written + draw_compare(headline, out / "figures", audits)
 
 
 def combined_rows(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:

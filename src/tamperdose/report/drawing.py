@@ -78,11 +78,12 @@ def two_rows_of(panels: Sequence[str], around: Frame) -> tuple[Figure, list[Axes
 def draw_curve(axes: Axes, points: Curve, look: LineStyle, *, crowd: int) -> None:
     """Draw a curve with its interval band; `crowd` is how many share the panel, and more are drawn thinner.
 
-    A missing value breaks the line. An interval whose neighbours have none shows as a bar.
+    A missing value breaks the line. An interval whose neighbours have none shows as a bar. Points that the audit leaves
+    without support are hollow, and the band is fainter.
     """
     _draw_values(axes, points, look, few=crowd <= _FEW)
     low, high = np.array(points.low), np.array(points.high)
-    shade = min(0.16, max(0.02, 0.45 / crowd))
+    shade = min(0.16, max(0.02, 0.45 / crowd)) / (2 if any(points.unsupported) else 1)
     axes.fill_between(points.steps, low, high, color=look.colour, alpha=shade, linewidth=0, zorder=1)
     _draw_bars(axes, points, look, where=_isolated(low, high))
 
@@ -145,6 +146,11 @@ def floor_handle() -> Line2D:
     return Line2D([], [], color=GREY, linewidth=1.0, linestyle=_FLOOR_DASH)
 
 
+def unsupported_handle() -> Line2D:
+    """Make the legend's picture of a point that the audit leaves without support."""
+    return Line2D([], [], linestyle="none", marker="o", markersize=5, markerfacecolor="white", markeredgecolor=GREY)
+
+
 def stack_handles() -> tuple[Patch, Patch]:
     """Make the legend's pictures of the compliance and the degenerate fill."""
     degenerate = Patch(facecolor=_DEGENERATE_COLOUR, edgecolor=_HATCH_COLOUR, hatch="////", linewidth=0)
@@ -164,6 +170,31 @@ def _draw_values(axes: Axes, points: Curve, look: LineStyle, *, few: bool) -> No
         markeredgewidth=0.4,
         clip_on=False,
         zorder=3,
+    )
+    if any(points.unsupported):
+        _hollow(axes, points, look)
+
+
+def _hollow(axes: Axes, points: Curve, look: LineStyle) -> None:
+    """Draw over the points without support, and over the line into and out of them."""
+    lost = np.array(points.unsupported)
+    beside = lost.copy()
+    beside[1:] |= lost[:-1]
+    beside[:-1] |= lost[1:]
+    value = np.array(points.value)
+    line = np.where(beside, value, math.nan)
+    axes.plot(points.steps, line, color="white", alpha=0.6, linewidth=1.8, clip_on=False, zorder=3)
+    axes.plot(
+        points.steps,
+        np.where(lost, value, math.nan),
+        linestyle="none",
+        marker=look.marker,
+        markersize=5,
+        markerfacecolor="white",
+        markeredgecolor=look.colour,
+        markeredgewidth=0.9,
+        clip_on=False,
+        zorder=4,
     )
 
 

@@ -1,4 +1,4 @@
-"""The figures of a run, drawn from its `metrics.csv` alone: RRR, CE and RD against dose, and an overview.
+"""The figures of a run, from its `metrics.csv` and `audit.json` alone: RRR, CE and RD against dose, and an overview.
 
 Every function that takes a frame expects one judge's rows (`select_judge`, `load_run`). Figures are `Figure` objects
 without pyplot, so drawing leaves no global state and works without a display.
@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tamperdose.report.captions import caption
+from tamperdose.audit.findings import Claim
+from tamperdose.report.captions import audit_text, caption
 from tamperdose.report.drawing import (
     Frame,
     Key,
@@ -27,9 +28,21 @@ from tamperdose.report.drawing import (
     line_handle,
     stack_handles,
     two_rows_of,
+    unsupported_handle,
 )
 from tamperdose.report.response_figures import draw_responses
-from tamperdose.report.select import Arm, Curve, arm_labels, choose_facet, curve, list_arms, load_run, panel_name
+from tamperdose.report.select import (
+    NO_AUDITS,
+    Arm,
+    Audits,
+    Curve,
+    arm_labels,
+    choose_facet,
+    curve,
+    list_arms,
+    load_run,
+    panel_name,
+)
 from tamperdose.report.style import (
     BLACK,
     BLUE,
@@ -44,6 +57,7 @@ from tamperdose.report.style import (
     repeat_style,
     save_png,
 )
+from tamperdose.run.audit import read_audit
 
 MAX_PANELS = 96
 """Panels that CE_compare shows; beyond, its caption says how many arms there are."""
@@ -62,6 +76,7 @@ Y_LABELS = {"RRR": "RRR, share refused", "CE": "CE, share not refused", "RD": "R
 """What stands on their y axes."""
 
 _FLOOR_NAME = "RD floor: two samples of the base"
+_UNSUPPORTED_NAME = "hollow: not supported by the audit"
 _CE_LOOK = LineStyle(BLACK, "o", "-")
 _SPLIT = ("compliance_rate", "degenerate_rate", "CE")
 
@@ -106,57 +121,59 @@ class Sheet:
 
 
 def draw_run(run_dir: Path) -> list[Path]:
-    """Draw the figures of a finished run into `run_dir/figures` from its metrics and manifest alone.
+    """Draw the figures of a finished run into `run_dir/figures` from its metrics, manifest and audit alone.
 
     Raises:
-        DataError: `metrics.csv` or `manifest.json` is missing or not valid.
+        DataError: `metrics.csv` or `manifest.json` is missing or not valid, or `audit.json` is damaged.
         RunError: The folder cannot be written.
     """
     frame = load_run(run_dir)
     folder = run_dir / "figures"
-    overview = dose_response(frame, folder / "dose_response.png")
-    return [*draw_compare(frame, folder), overview, *draw_responses(run_dir)]
+    audits = dict.fromkeys(frame["study"].unique(), read_audit(run_dir))
+    overview = dose_response(frame, folder / "dose_response.png", audits)
+    return [*draw_compare(frame, folder, audits), overview, *draw_responses(run_dir)]
 
 
-def draw_compare(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw RRR_compare.png, CE_compare.png and RD_compare.png into a folder."""
+def draw_compare(frame: pd.DataFrame, folder: Path, audits: Audits = NO_AUDITS) -> list[Path]:
+    """Draw RRR_compare.png, CE_compare.png and RD_compare.png into a folder, with what the audits withhold marked."""
     return [
-        rrr_compare(frame, folder / "RRR_compare.png"),
-        ce_compare(frame, folder / "CE_compare.png"),
-        rd_compare(frame, folder / "RD_compare.png"),
+        rrr_compare(frame, folder / "RRR_compare.png", audits),
+        ce_compare(frame, folder / "CE_compare.png", audits),
+        rd_compare(frame, folder / "RD_compare.png", audits),
     ]
 
 
-def rrr_compare(frame: pd.DataFrame, path: Path) -> Path:
+def rrr_compare(frame: pd.DataFrame, path: Path, audits: Audits = NO_AUDITS) -> Path:
     """Draw RRR against dose, one line per arm with its interval band, into a PNG file."""
-    return save_png(rrr_figure(frame), path)
+    return save_png(rrr_figure(frame, audits), path)
 
 
-def ce_compare(frame: pd.DataFrame, path: Path) -> Path:
+def ce_compare(frame: pd.DataFrame, path: Path, audits: Audits = NO_AUDITS) -> Path:
     """Draw CE against dose, one panel per arm with CE split into compliance and degeneration, into a PNG file."""
-    return save_png(ce_figure(frame), path)
+    return save_png(ce_figure(frame, audits), path)
 
 
-def rd_compare(frame: pd.DataFrame, path: Path) -> Path:
+def rd_compare(frame: pd.DataFrame, path: Path, audits: Audits = NO_AUDITS) -> Path:
     """Draw RD against dose, one line per arm with its interval band and the floor, into a PNG file."""
-    return save_png(rd_figure(frame), path)
+    return save_png(rd_figure(frame, audits), path)
 
 
-def dose_response(frame: pd.DataFrame, path: Path) -> Path:
+def dose_response(frame: pd.DataFrame, path: Path, audits: Audits = NO_AUDITS) -> Path:
     """Draw the overview, one column per model, into a PNG file."""
-    return save_png(dose_response_figure(frame), path)
+    return save_png(dose_response_figure(frame, audits), path)
 
 
-def rrr_figure(frame: pd.DataFrame) -> Figure:
+def rrr_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Figure:
     """Build the figure of RRR against dose.
 
     Raises:
         DataError: No rows, or several values for one dose.
     """
-    return lines_figure(_traces(frame, "RRR"), Sheet(TITLES["RRR"], Y_LABELS["RRR"], caption(frame, "RRR"), y_max=1.0))
+    sheet = Sheet(TITLES["RRR"], Y_LABELS["RRR"], caption(frame, "RRR", audits), y_max=1.0)
+    return lines_figure(_traces(frame, "RRR", audits), sheet)
 
 
-def rd_figure(frame: pd.DataFrame) -> Figure:
+def rd_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Figure:
     """Build the figure of RD against dose, with RD_floor as a reference line where it was measured.
 
     Raises:
@@ -164,9 +181,9 @@ def rd_figure(frame: pd.DataFrame) -> Figure:
     """
     arms = list_arms(frame)
     floors = _floors(frame, arms, choose_facet(arms))
-    traces = _traces(frame, "RD")
+    traces = _traces(frame, "RD", audits)
     top = rd_top([trace.curve for trace in traces], floors)
-    return lines_figure(traces, Sheet(TITLES["RD"], Y_LABELS["RD"], caption(frame, "RD"), top, floors))
+    return lines_figure(traces, Sheet(TITLES["RD"], Y_LABELS["RD"], caption(frame, "RD", audits), top, floors))
 
 
 def lines_figure(traces: Sequence[Trace], sheet: Sheet) -> Figure:
@@ -174,6 +191,7 @@ def lines_figure(traces: Sequence[Trace], sheet: Sheet) -> Figure:
     panels = list(dict.fromkeys(trace.panel for trace in traces))
     looks = _looks([trace for trace in traces if trace.curve.defined])
     key = _with_floor(_key(looks) if len(looks) > 1 else Key(), shown=bool(sheet.floors))
+    key = _with_unsupported(key, [trace.curve for trace in traces])
     with house_style():
         figure, grid = grid_of(panels, Frame(sheet.title, sheet.caption, key))
         steps = _all_steps([trace.curve for trace in traces])
@@ -187,17 +205,18 @@ def lines_figure(traces: Sequence[Trace], sheet: Sheet) -> Figure:
     return figure
 
 
-def ce_figure(frame: pd.DataFrame) -> Figure:
+def ce_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Figure:
     """Build the figure of CE against dose: one panel per arm, compliance and degenerate answers stacked up to CE.
 
     Raises:
         DataError: No rows, or several values for one dose.
     """
     arms = list_arms(frame)
-    splits = [{metric: curve(frame, arm, metric) for metric in _SPLIT} for arm in arms][:MAX_PANELS]
+    splits = [{metric: curve(frame, arm, metric, audits) for metric in _SPLIT} for arm in arms][:MAX_PANELS]
     more = f" The first {MAX_PANELS} of {len(arms)} arms are shown." if len(arms) > MAX_PANELS else ""
     key = Key((line_handle(_CE_LOOK), *stack_handles()), ("CE, with interval", "compliance", "degenerate"))
-    around = Frame(TITLES["CE"], caption(frame, "CE") + more, key)
+    key = _with_unsupported(key, [split["CE"] for split in splits])
+    around = Frame(TITLES["CE"], caption(frame, "CE", audits) + more, key)
     with house_style():
         figure, grid = grid_of(arm_labels(arms)[:MAX_PANELS], around)
         steps = _all_steps([each for split in splits for each in split.values()])
@@ -209,7 +228,7 @@ def ce_figure(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def dose_response_figure(frame: pd.DataFrame) -> Figure:
+def dose_response_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Figure:
     """Build the overview: a column per model, the judged rates above (RRR with its band), RD below.
 
     Each metric has one style; several arms of a model are as many lines of that style.
@@ -219,14 +238,15 @@ def dose_response_figure(frame: pd.DataFrame) -> Figure:
     """
     arms = list_arms(frame)
     models = list(dict.fromkeys(arm.model for arm in arms))[:MAX_MODELS]
-    curves = {metric: [curve(frame, arm, metric) for arm in arms] for metric in (*_RATES, "RD")}
+    curves = {metric: [curve(frame, arm, metric, audits) for arm in arms] for metric in (*_RATES, "RD")}
     floors = _floors(frame, arms, "model")
     used = [_RATES[metric] for metric in reversed(_RATES) if any(each.defined for each in curves[metric])]
     used += [_DRIFT] if any(each.defined for each in curves["RD"]) else []
     key = _with_floor(_key(dict(used)), shown=bool(floors))
+    key = _with_unsupported(key, [each for group in curves.values() for each in group])
     steps, top = _all_steps([each for group in curves.values() for each in group]), rd_top(curves["RD"], floors)
     with house_style():
-        around = Frame("Dose-response of refusals to fine-tuning", _overview_caption(frame, arms), key)
+        around = Frame("Dose-response of refusals to fine-tuning", _overview_caption(frame, arms, audits), key)
         figure, upper, lower = two_rows_of(models, around)
         for model, rates, drift in zip(models, upper, lower, strict=True):
             mine = [k for k, arm in enumerate(arms) if arm.model == model]
@@ -252,12 +272,14 @@ def rd_top(curves: Sequence[Curve], floors: Mapping[str, Sequence[float]]) -> fl
     return min(2.0, max(0.1, math.ceil(max(ends) * 10.5) / 10)) if ends else 1.0
 
 
-def _traces(frame: pd.DataFrame, metric: str) -> list[Trace]:
+def _traces(frame: pd.DataFrame, metric: str, audits: Audits) -> list[Trace]:
     arms = list_arms(frame)
     facet = choose_facet(arms)
     labels = arm_labels(arms, facet=facet)
     return [
-        Trace(label, panel_name(arm, facet), curve(frame, arm, metric), f"seed={dict(arm.settings).get('seed')}")
+        Trace(
+            label, panel_name(arm, facet), curve(frame, arm, metric, audits), f"seed={dict(arm.settings).get('seed')}"
+        )
         for arm, label in zip(arms, labels, strict=True)
     ]
 
@@ -297,15 +319,21 @@ def _with_floor(key: Key, *, shown: bool) -> Key:
     return Key((*key.handles, floor_handle()), (*key.names, _FLOOR_NAME)) if shown else key
 
 
+def _with_unsupported(key: Key, curves: Sequence[Curve]) -> Key:
+    if not any(any(each.unsupported) for each in curves):
+        return key
+    return Key((*key.handles, unsupported_handle()), (*key.names, _UNSUPPORTED_NAME))
+
+
 def _all_steps(curves: Sequence[Curve]) -> list[int]:
     return sorted({step for each in curves for step in each.steps}) or [0]
 
 
-def _overview_caption(frame: pd.DataFrame, arms: Sequence[Arm]) -> str:
+def _overview_caption(frame: pd.DataFrame, arms: Sequence[Arm], audits: Audits) -> str:
     n_models = len({arm.model for arm in arms})
-    parts = [caption(frame, "RRR")]
+    parts = [caption(frame, "RRR"), audit_text(audits, (Claim.RRR, Claim.RD, Claim.OVER_REFUSAL))]
     if len(arms) > n_models:
         parts.append(f"One line per arm ({len(arms)} arms).")
     if n_models > MAX_MODELS:
         parts.append(f"The first {MAX_MODELS} of {n_models} models are shown.")
-    return " ".join(parts)
+    return " ".join(part for part in parts if part)

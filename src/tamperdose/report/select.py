@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
 from tamperdose import files
+from tamperdose.audit.findings import Audit, Claim, withheld
 from tamperdose.errors import DataError, explain, nearest
 from tamperdose.records import Scope, Subset
 from tamperdose.report.text import UNDEFINED, printable
@@ -29,6 +31,18 @@ _FACTORS = {
 }
 
 _ONE_PANEL = 6
+
+Audits = Mapping[str, Audit | None]
+"""The audit of each study, by the study's name; None where it has none."""
+
+NO_AUDITS: Audits = MappingProxyType({})
+"""Where it is not known whether there are audits."""
+
+_CLAIMS = {
+    **dict.fromkeys(("RRR", "CE", "compliance_rate", "degenerate_rate"), Claim.RRR),
+    "RD": Claim.RD,
+    "over_refusal_rate": Claim.OVER_REFUSAL,
+}
 
 _BENIGN_METRICS = ("over_refusal_rate",)
 
@@ -61,6 +75,8 @@ class Curve:
     """Lower ends of the intervals."""
     high: tuple[float, ...]
     """Upper ends of the intervals."""
+    unsupported: tuple[bool, ...] = ()
+    """Which points the audit leaves without support; empty: none, or not known."""
 
     @property
     def defined(self) -> bool:
@@ -146,8 +162,8 @@ def metric_rows(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return keep_rows(frame, (column(frame, "metric") == metric) & (column(frame, "subset") == subset.value))
 
 
-def curve(frame: pd.DataFrame, arm: Arm, metric: str) -> Curve:
-    """Return one metric of one arm by dose; empty when the frame has none of it.
+def curve(frame: pd.DataFrame, arm: Arm, metric: str, audits: Audits = NO_AUDITS) -> Curve:
+    """Return one metric of one arm by dose, with what its study's audit says; empty when the frame has none of it.
 
     Raises:
         DataError: A dose has two values: the frame holds several judges, or the file repeats a row.
@@ -165,7 +181,12 @@ def curve(frame: pd.DataFrame, arm: Arm, metric: str) -> Curve:
             )
         )
     value, low, high = (tuple(float(x) for x in rows[name]) for name in ("value", "low", "high"))
-    return Curve(tuple(steps), value, low, high)
+    audit = audits.get(arm.study)
+    claim = _CLAIMS.get(metric)
+    if audit is None or claim is None:
+        return Curve(tuple(steps), value, low, high)
+    lost = tuple(bool(withheld(audit, claim, arm=arm.name, dose=dose)) for dose in steps)
+    return Curve(tuple(steps), value, low, high, lost if any(lost) else ())
 
 
 def choose_facet(arms: Sequence[Arm]) -> str:
