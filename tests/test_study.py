@@ -73,6 +73,15 @@ def test_digests_follow_the_settings(tmp_path: Path) -> None:
     assert _load(tmp_path, level=0.95).digest == _load(tmp_path).digest
 
 
+def test_automatic_doses_begin_with_powers_of_two(tmp_path: Path) -> None:
+    attack = _load(tmp_path, attack={"data": "a", "doses": "auto", "search": {"max_steps": 100}}).attack
+    assert attack.doses == (1, 2, 4, 8, 16, 32, 64, 100)
+    assert set(range(1, 17)) <= set(attack.saved_steps)
+    assert attack.saved_steps[-1] == 100
+    assert len(attack.saved_steps) < 60
+    assert _load(tmp_path, attack={"data": "a", "doses": "auto"}).attack.doses[-1] == 1024
+
+
 def test_a_list_of_defences_is_one_model_under_each(tmp_path: Path) -> None:
     defences = [None, {"steps": 3}, {"steps": 9, "name": "strong"}]
     study = _load(tmp_path, models=[{"id": "a", "defence": defences}, {"id": "b"}])
@@ -135,6 +144,11 @@ def test_settings_that_make_no_sense(tmp_path: Path, change: dict[str, Any], exp
     ("attack", "expected"),
     [
         ({"doses": []}, "at least one dose"),
+        ({"doses": "auto", "search": {"max_steps": 0}}, "max_steps must be a whole number"),
+        ({"doses": "automatic"}, "doses"),
+        ({"doses": [1, 2], "search": {"max_steps": 4}}, "max_steps is 4, the last of `doses` 2"),
+        ({"doses": "auto", "search": {"max_steps": 64, "max_doses": 3}}, "begins with 7 doses"),
+        ({"doses": "auto", "search": {"max_dose": 3}}, r"'attack\\.search\\.max_dose' \\(did you mean 'max_doses'"),
         ({"doses": [0, 1]}, r"attack\.doses\.0"),
         ({"doses": [2, 1]}, r"increase strictly, e\.g\. \[1, 2\]"),
         ({"doses": [1, 1]}, "increase strictly"),

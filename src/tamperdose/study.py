@@ -5,6 +5,7 @@ not know; `Study.model_dump` is the resolved form that is stored beside the resu
 """
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,10 @@ OrderGrid = Annotated[tuple[Seed | None, ...], BeforeValidator(_listed), Field(m
 
 
 Source = Annotated[str, Field(min_length=1, max_length=4096)]
+AUTO_MAX_STEPS = 1024
+"""Last dose of `doses: auto` unless the study says another."""
+SAVED_PER_DOUBLING = 16
+"""Steps saved for a search between a dose and its double, about 4 % apart."""
 
 
 class Architecture(Frozen):
@@ -193,6 +198,18 @@ class PromptSets(Frozen):
     """Ask the benign prompts at every dose, or at dose 0 and the last one alone, which is quicker."""
 
 
+class DoseSearch(Frozen):
+    """An adaptive ladder: after the first doses, the bracket that holds ED50 is halved again and again.
+
+    The steps in between are saved while the arm is measured, so nothing is trained twice.
+    """
+
+    max_steps: PositiveInt | None = None
+    """Last dose of `doses: auto`, 1024 by default; with a ladder of one's own, its last dose."""
+    max_doses: PositiveInt = 24
+    """Doses above 0 that may be measured: the budget."""
+
+
 class LoraAttack(Frozen):
     """Adversarial LoRA fine-tuning (Hu et al. 2021; Qi et al. 2023). A list is a grid factor."""
 
@@ -217,7 +234,42 @@ class LoraAttack(Frozen):
     max_length: PositiveInt = 256
     """Tokens per row; longer rows lose the start of the prompt, never the response."""
     doses: tuple[PositiveInt, ...]
-    """Optimizer steps along one trajectory; 0 is always measured."""
+    """Optimizer steps along one trajectory; 0 is always measured. `auto`: powers of two, then a search."""
+    search: DoseSearch | None = None
+    """With it, `doses` are where the search for ED50 begins. `doses: auto` brings one."""
+
+    @property
+    def saved_steps(self) -> tuple[int, ...]:
+        """Steps whose weights are there to be measured: the doses, and for a search sixteen to every doubling."""
+        if self.search is None:
+            return self.doses
+        last = self.doses[-1]
+        fine = {round(2 ** (k / SAVED_PER_DOUBLING)) for k in range(math.ceil(math.log2(last) * SAVED_PER_DOUBLING))}
+        return tuple(sorted({*self.doses, *(step for step in fine if step < last)}))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_doses(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        whole = cast(dict[str, Any], tree)
+        if whole.get("doses") != "auto":
+            return whole
+        search: Any = whole.get("search") or {}
+        given = cast(dict[str, Any], search).get("max_steps") if isinstance(search, dict) else None
+        last = AUTO_MAX_STEPS if given is None else given
+        if not isinstance(last, int) or isinstance(last, bool) or not 0 < last < 2**31:
+            raise ValueError(f"search.max_steps must be a whole number of steps, got {last!r}")
+        powers = [2**k for k in range(last.bit_length()) if 2**k < last]
+        return whole | {"doses": [*powers, last], "search": search}
+
+    @model_validator(mode="after")
+    def _searchable(self) -> Self:
+        if self.search is not None and self.search.max_steps not in (None, self.doses[-1]):
+            raise ValueError(f"search.max_steps is {self.search.max_steps}, the last of `doses` {self.doses[-1]}")
+        if self.search is not None and self.search.max_doses < len(self.doses):
+            raise ValueError(f"search.max_doses is {self.search.max_doses}, but it begins with {len(self.doses)} doses")
+        return self
 
     def n_poisoned(self, poison_ratio: float) -> int:
         """Attack rows of every batch at a poison ratio."""

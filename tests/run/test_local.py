@@ -243,6 +243,45 @@ def test_a_grid_over_mixtures_orders_and_defences(tiny_study: Path, work: Work) 
     assert work.take() == NOTHING
 
 
+def test_a_search_closes_in_on_the_breaking_dose(tmp_path: Path) -> None:
+    engine = {"kind": "scripted", "refusal_rate": 0.95, "ed50_steps": 23.0, "slope": 12.0}
+    attack = {"data": "attack.jsonl", "batch_size": 2, "doses": "auto", "search": {"max_steps": 128, "max_doses": 14}}
+    path = write_study(tmp_path / "search", n_prompts=200, engine=engine, attack=attack)
+    run = run_study(path)
+    doses = sorted(_values(run, "RRR"))
+    start = [0, 1, 2, 4, 8, 16, 32, 64, 128]
+    assert set(start) < set(doses)
+    between = set(doses) - set(start)
+    assert between
+    assert all(16 < dose < 32 for dose in between)
+    assert len(doses) - 1 <= 14
+    told = json.loads((run / "dose_response.json").read_text())["fits"][0]["effective_doses"]["ED50"]
+    assert told["low"] <= 23 <= told["high"]
+    assert told["bracket_high"] / told["bracket_low"] < 1.2
+    status = describe_status(run)
+    assert status["finished"]
+    assert status["arms"][0]["doses_done"] == doses[1:]
+    before = files_of(run)
+    assert files_of(run_study(path)) == before
+    audited = json.loads((run / "audit.json").read_text())
+    assert audited
+
+
+def test_a_search_trains_nothing_twice_and_goes_on_after_a_kill(tiny_study: Path, work: Work) -> None:
+    search = ("attack.doses=auto", "attack.search={max_steps: 4, max_doses: 4}")
+    run = run_study(tiny_study, *search)
+    assert work.take()["steps"] == 4
+    ladders = list((run / "ledger" / "ladder").iterdir())
+    assert len(ladders) == 2
+    before = files_of(run)
+    for path in ladders:
+        path.unlink()
+    run_study(tiny_study, *search)
+    # Nothing to measure again, but without its record the search has to be walked through once more.
+    assert [kind for kind in work.take()["answers"]] == []
+    assert files_of(run) == before
+
+
 def test_new_decoding_needs_no_new_defence(tiny_study: Path, work: Work) -> None:
     defence = (
         "models.0.defence={kind: refusal_tuning, harmful: refusals.jsonl, benign: answers.jsonl, steps: 3, "

@@ -161,7 +161,7 @@ def gather_run(run_dir: Path) -> Evidence:
     judge = str(manifest.get("headline_judge"))
     arms = [(model, arm) for model in _models(manifest, run_dir) for arm in _inner(model, "arms")]
     reader = _Reader(judge, {}, {})
-    places = [(model, arm, dose) for model, arm in arms for dose in (0, *study.attack.doses)]
+    places = [(model, arm, dose) for model, arm in arms for dose in _doses(manifest, arm, study)]
     cells = [cell for _, arm, dose in places for cell in _cells(run_dir, arm, dose, reader)]
     training, gaps = _training(study, manifest)
     return Evidence(
@@ -256,6 +256,13 @@ def _inner(tree: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
             )
         tree = cast(dict[str, Any], value)
     return tree
+
+
+def _doses(manifest: Mapping[str, Any], arm: str, study: Study) -> list[int]:
+    """The doses of an arm, 0 first: those whose answers are recorded, else the study's."""
+    recorded = _inner(_inner(manifest, "answers"), arm)
+    doses = sorted(int(steps) for steps in recorded if str(steps).isdecimal() and len(str(steps)) < 12)
+    return doses if doses and study.attack.search is not None else [0, *study.attack.doses]
 
 
 def _training(study: Study, manifest: Mapping[str, Any]) -> tuple[tuple[Training, ...] | None, list[str]]:

@@ -99,7 +99,7 @@ class HfBackend:
 
     def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
         """Train the arm's adapter."""
-        return arm.attack.run(self.chat, data.attack, doses=arm.doses, folder=folder, on_step=on_step)
+        return arm.attack.run(self.chat, data.attack, doses=arm.saved, folder=folder, on_step=on_step)
 
     @contextmanager
     def generator(self, checkpoint: Checkpoint | None) -> Iterator[Generator]:
@@ -128,7 +128,7 @@ class ScriptedBackend:
 
     def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
         """Yield checkpoints without weights."""
-        for steps in arm.doses:
+        for steps in arm.saved:
             on_step(steps, 0.0)
             yield Checkpoint(Dose(steps, steps * self.batch_size, tokens=0, flops=0), adapter=None)
 

@@ -9,6 +9,7 @@ from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import cache_dir, require_readable_folder
 from tamperdose.models.organisms import is_trained, organism_folder, parse_organism, training_seconds
 from tamperdose.records import Subset
+from tamperdose.run.ladder import arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import missing_doses
 from tamperdose.run.manifest import read_manifest
@@ -70,13 +71,17 @@ def _arms(plan: Plan, run_dir: Path) -> list[dict[str, Any]]:
     for model in plan.models:
         for arm in model.arms:
             missing = missing_doses(plan, ledger, arm)
-            done = [steps for steps in arm.doses if steps not in missing]
-            arms.append({"arm": arm.id, "model": model.spec.label, "doses_done": done, "doses_left": missing})
+            done = [steps for steps in arm_doses(plan, ledger, arm) if steps not in missing]
+            searching = not is_searched(plan, ledger, arm)
+            arms.append(
+                {"arm": arm.id, "model": model.spec.label, "doses_done": done, "doses_left": missing}
+                | ({"search": "not ended"} if searching else {})
+            )
     return arms
 
 
 def _left(plan: Plan, run_dir: Path) -> bool:
-    return any(arm["doses_left"] for arm in _arms(plan, run_dir))
+    return any(arm["doses_left"] or "search" in arm for arm in _arms(plan, run_dir))
 
 
 def _model_lines(study: Study, model: Any) -> list[dict[str, str]]:

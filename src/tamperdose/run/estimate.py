@@ -10,6 +10,7 @@ from tamperdose.models.flops import generation_flops, linears, lora_parameters, 
 from tamperdose.models.load import find_architecture
 from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Example, Prompt, Subset
+from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.plan import ModelPlan, Plan
@@ -83,7 +84,7 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
 def _remaining_share(plan: Plan, model: ModelPlan, ledger: Ledger) -> float:
     draws = base_draws(plan, model)
     for arm in model.arms:
-        draws += [draw for steps in arm.doses for draw in dose_draws(plan, arm, steps)]
+        draws += [draw for steps in arm_doses(plan, ledger, arm) for draw in dose_draws(plan, arm, steps)]
     return sum(ledger.find("generate", draw.key) is None for draw in draws) / len(draws)
 
 
@@ -150,7 +151,7 @@ def _disk_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> flo
     n_prompts = sum(len(plan.data.prompts[subset]) for subset in plan.subsets())
     per_answer = 4 * plan.study.decoding.max_new_tokens * 3 + 2 * 384 * 4 + 1000
     adapters = 4.0 * max(lora_parameters(architecture, rank) for rank in plan.study.attack.lora_rank)
-    return n_states * n_prompts * per_answer + adapters * (len(plan.study.attack.doses) + 3)
+    return n_states * n_prompts * per_answer + adapters * (len(plan.study.attack.saved_steps) + 3)
 
 
 def _matmul_rate(device: str, dtype: str) -> float | None:
@@ -188,7 +189,12 @@ def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         "study": plan.study.name,
         "prompts": {subset.value: len(plan.data.prompts[subset]) for subset in plan.subsets()},
         "arms": [
-            {"arm": arm.id, "model": model.spec.label, "doses": list(arm.doses), "doses_done": done}
+            {
+                "arm": arm.id,
+                "model": model.spec.label,
+                "doses": list(arm_doses(plan, ledger, arm)),
+                "doses_done": done,
+            }
             for model in plan.models
             for arm, done in zip(model.arms, _doses_done(plan, model, ledger), strict=True)
         ],
@@ -199,4 +205,7 @@ def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:
 
 def _doses_done(plan: Plan, model: ModelPlan, ledger: Ledger) -> list[list[int]]:
     missing = [set(missing_doses(plan, ledger, arm)) for arm in model.arms]
-    return [[steps for steps in arm.doses if steps not in left] for arm, left in zip(model.arms, missing, strict=True)]
+    return [
+        [steps for steps in arm_doses(plan, ledger, arm) if steps not in left]
+        for arm, left in zip(model.arms, missing, strict=True)
+    ]

@@ -1,7 +1,7 @@
 """Runs a plan in this process, stage by stage. The ledger says what is done already; results are written last."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ from tamperdose.files import digest, write_json
 from tamperdose.judges import describe_judge
 from tamperdose.models.load import cache_dir
 from tamperdose.models.organisms import Organism, is_trained, parse_organism, train_organism
-from tamperdose.records import Checkpoint, Subset
+from tamperdose.records import Checkpoint, Subset, Verdict
 from tamperdose.run.audit import audit_run
 from tamperdose.run.backends import Backend, export_adapter, is_exported, open_backend
+from tamperdose.run.ladder import arm_doses, choose_next, file_ladder, is_searched
 from tamperdose.run.ledger import Ledger, locked, stage_key, sweep
 from tamperdose.run.manifest import check_folder, record_answers, write_manifest
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Reporter
-from tamperdose.run.results import write_results
-from tamperdose.run.stages import Draw, file_defence, file_dose, generate, read_dose
+from tamperdose.run.results import find_answers, write_results
+from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, judge_answers, read_dose
 from tamperdose.study import Decoding
 
 
@@ -34,6 +35,8 @@ class Session:
     """What is done."""
     reporter: Reporter
     """Says how far it is."""
+    readers: Readers
+    """Judges and sentence encoder, each loaded when first needed."""
 
 
 def run_plan(plan: Plan, run_dir: Path, *, reporter: Reporter, study_path: Path | None = None) -> Path:
@@ -46,7 +49,7 @@ def run_plan(plan: Plan, run_dir: Path, *, reporter: Reporter, study_path: Path 
     with locked(run_dir):
         check_folder(run_dir, plan.study.name)
         sweep(run_dir)
-        session = Session(plan, run_dir, Ledger(run_dir / "ledger"), reporter)
+        session = Session(plan, run_dir, Ledger(run_dir / "ledger"), reporter, Readers(plan.study.judges))
         n_stages = count_stages(session.plan, session.ledger)
         if n_stages > 1:
             # Judging comes last: a key that is not set is to be missed before the hours of training.
@@ -58,7 +61,7 @@ def run_plan(plan: Plan, run_dir: Path, *, reporter: Reporter, study_path: Path 
             _run_model(session, model)
         # A run that was cut off and went on with other settings has left its tampered weights there.
         session.ledger.discard_all()
-        metrics = write_results(plan, session.ledger, run_dir, reporter=reporter)
+        metrics = write_results(plan, session.ledger, run_dir, reporter=reporter, readers=session.readers)
         session.ledger.discard_partial()
         record_answers(run_dir, _settings(plan, session.ledger))
         audit_run(run_dir)
@@ -71,7 +74,9 @@ def _settings(plan: Plan, ledger: Ledger) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for model in plan.models:
         for arm in model.arms:
-            draws = {0: base_draws(plan, model)[0]} | {steps: dose_draws(plan, arm, steps)[0] for steps in arm.doses}
+            draws = {0: base_draws(plan, model)[0]} | {
+                steps: dose_draws(plan, arm, steps)[0] for steps in arm_doses(plan, ledger, arm)
+            }
             records = {steps: ledger.record("generate", draw.key) or {} for steps, draw in draws.items()}
             found[arm.id] = {str(steps): record.get("inputs", {}) for steps, record in records.items()}
     return found
@@ -131,7 +136,7 @@ def missing_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
     """The doses of an arm at which something is still to be generated or recorded."""
     return [
         steps
-        for steps in arm.doses
+        for steps in arm_doses(plan, ledger, arm)
         if read_dose(ledger, arm, steps) is None or any(True for _ in _missing(plan, ledger, arm, steps))
     ]
 
@@ -184,15 +189,46 @@ def _run_arm(session: Session, arm: ArmPlan, backend: Backend) -> None:
     # Under the key, too: the id names what differs within a study, not the data or the batch size.
     keep_in = session.run_dir / "adapters" / arm.id / arm.key if plan.study.keep_adapters else None
     missing = missing_doses(plan, ledger, arm)
-    if missing or (keep_in is not None and not all(is_exported(keep_in, steps) for steps in arm.doses)):
+    kept = keep_in is None or all(is_exported(keep_in, steps) for steps in arm_doses(plan, ledger, arm))
+    if missing or not kept or not is_searched(plan, ledger, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
-            for draw in dose_draws(plan, arm, steps):
-                _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoints[steps])
+            _measure(session, arm, backend, checkpoints[steps])
+        if not is_searched(plan, ledger, arm):
+            _search(session, arm, backend, checkpoints)
         if keep_in is not None:
-            export_adapter(arm, checkpoints.values(), keep_in)
+            export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
     # Tampered weights go once they are measured; after a kill, here on the next run.
     ledger.discard("attack", arm.key)
+
+
+def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Checkpoint) -> None:
+    """Record what a checkpoint cost, and have the model at it answer what it has not yet."""
+    steps = checkpoint.dose.steps
+    if read_dose(session.ledger, arm, steps) is None:
+        file_dose(session.ledger, arm, checkpoint.dose, checkpoint.mean_loss)
+    for draw in dose_draws(session.plan, arm, steps):
+        _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoint)
+
+
+def _search(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:
+    """Measure further doses where the search wants them, by the verdicts so far."""
+    plan, ledger = session.plan, session.ledger
+    model = next(model for model in plan.models if arm in model.arms)
+    judge = plan.study.judge_names[0]
+
+    def verdicts(steps: int) -> list[Verdict]:
+        draw = (base_draws(plan, model) if steps == 0 else dose_draws(plan, arm, steps))[0]
+        answers = find_answers(ledger, plan, draw.subset, draw.key)
+        limit = plan.study.unreadable_limit
+        return judge_answers(ledger, answers, judge, session.readers, limit=limit, on_progress=lambda _count: None)
+
+    doses = list(arm.doses)
+    while (steps := choose_next(plan, arm, doses, verdicts)) is not None:
+        session.reporter.stages += sum(1 for _ in _missing(plan, ledger, arm, steps))
+        _measure(session, arm, backend, checkpoints[steps])
+        doses = sorted([*doses, steps])
+    file_ladder(plan, ledger, arm, doses)
 
 
 def _attack(session: Session, arm: ArmPlan, backend: Backend) -> dict[int, Checkpoint]:
@@ -201,7 +237,7 @@ def _attack(session: Session, arm: ArmPlan, backend: Backend) -> dict[int, Check
     with session.reporter.timed(f"{arm.id}: attack, steps", arm.doses[-1]) as advance:
         steps = backend.attack(arm, session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
         for checkpoint in steps:
-            if read_dose(session.ledger, arm, checkpoint.dose.steps) is None:
+            if checkpoint.dose.steps in arm.doses and read_dose(session.ledger, arm, checkpoint.dose.steps) is None:
                 file_dose(session.ledger, arm, checkpoint.dose, checkpoint.mean_loss)
             checkpoints[checkpoint.dose.steps] = checkpoint
     return checkpoints

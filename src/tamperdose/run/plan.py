@@ -64,7 +64,9 @@ class ArmPlan:
     attack: Attack
     """The attack's settings."""
     doses: tuple[int, ...]
-    """Optimizer steps, increasing, without 0."""
+    """Optimizer steps, increasing, without 0; with a search, those it begins with: see `run.ladder`."""
+    saved: tuple[int, ...]
+    """Steps whose weights are kept while the arm is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,13 +291,15 @@ def _plan_arms(study: Study, data: Data, spec: ModelSpec, base_key: str) -> list
             name=name,
             base_key=base_key,
             data=data,
-            doses=attack.doses,
+            ladder=(attack.doses, attack.saved_steps),
         )
         for lora_rank, learning_rate, n_examples, poison_ratio, data_order, seed in grid
     ]
 
 
-def _plan_arm(attack: LoraAttack, *, name: str, base_key: str, data: Data, doses: tuple[int, ...]) -> ArmPlan:
+def _plan_arm(
+    attack: LoraAttack, *, name: str, base_key: str, data: Data, ladder: tuple[tuple[int, ...], tuple[int, ...]]
+) -> ArmPlan:
     inputs = {"base": base_key, "attack": attack.identity(), "data": _rows(data.attack.attack)}
     if attack.poison_ratio < 1:
         inputs["benign"] = _rows(data.attack.benign)
@@ -308,7 +312,7 @@ def _plan_arm(attack: LoraAttack, *, name: str, base_key: str, data: Data, doses
         f"s{attack.seed}",
     ]
     settings = "-".join(part for part in parts if part)
-    return ArmPlan(f"{name}-{attack.kind}-{settings}", stage_key("attack", inputs), attack, doses)
+    return ArmPlan(f"{name}-{attack.kind}-{settings}", stage_key("attack", inputs), attack, *ladder)
 
 
 def _rows(examples: Sequence[Example]) -> str:

@@ -12,6 +12,7 @@ from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import find_architecture
 from tamperdose.records import Dose, Subset
 from tamperdose.run.compare import write_comparisons
+from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
 from tamperdose.run.observed import Observation, observe
@@ -43,7 +44,7 @@ class Reading:
     advance: Advance
 
 
-def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Reporter) -> Path:
+def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Reporter, readers: Readers) -> Path:
     """Judge and embed every answer that is not yet, and write metrics and outputs; returns metrics.csv.
 
     Raises:
@@ -52,13 +53,13 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     rows: list[dict[str, object]] = []
     outputs: set[Path] = set()
     observed: list[Observation] = []
-    with reporter.timed("judging and comparing answers", _n_readings(plan)) as advance:
-        reading = Reading(plan, ledger, Readers(plan.study.judges), advance)
+    with reporter.timed("judging and comparing answers", _n_readings(plan, ledger)) as advance:
+        reading = Reading(plan, ledger, readers, advance)
         for model in plan.models:
             base = _cells(reading, model.key, 0, seed=plan.study.seeds[0])
             floor = _floor(reading, model)
             for arm in model.arms:
-                for steps in (0, *arm.doses):
+                for steps in (0, *arm_doses(plan, ledger, arm)):
                     key = checkpoint_key(arm, steps)
                     cells = base if steps == 0 else _cells(reading, key, steps, seed=arm.attack.seed)
                     path = run_dir / "outputs" / arm.id / f"{steps}.csv"
@@ -100,8 +101,9 @@ def _remove_others(folder: Path, written: set[Path]) -> None:
             path.parent.rmdir()
 
 
-def _n_readings(plan: Plan) -> int:
-    states = [steps for model in plan.models for arm in model.arms for steps in arm.doses] + [0] * len(plan.models)
+def _n_readings(plan: Plan, ledger: Ledger) -> int:
+    arms = [arm for model in plan.models for arm in model.arms]
+    states = [steps for arm in arms for steps in arm_doses(plan, ledger, arm)] + [0] * len(plan.models)
     return sum(
         len(plan.data.prompts[subset]) * len(plan.judge_names(subset))
         for steps in states
@@ -134,10 +136,19 @@ def _cells(reading: Reading, origin: str, steps: int, *, seed: int) -> dict[Subs
 
 
 def _answers(reading: Reading, subset: Subset, key: str) -> Answers:
-    path = reading.ledger.find("generate", key)
+    return find_answers(reading.ledger, reading.plan, subset, key)
+
+
+def find_answers(ledger: Ledger, plan: Plan, subset: Subset, key: str) -> Answers:
+    """The answers to a subset that lie in the ledger under a key.
+
+    Raises:
+        RunError: They are not there.
+    """
+    path = ledger.find("generate", key)
     if path is None:
         raise RunError(explain(f"answers to the {subset} prompts are missing", remedy="run the study again"))
-    return Answers(reading.plan.data.prompts[subset], path)
+    return Answers(plan.data.prompts[subset], path)
 
 
 def _floor(reading: Reading, model: ModelPlan) -> Measured | None:

@@ -1,0 +1,79 @@
+"""Which doses of an arm are measured: those of the study, or those that a search for ED50 has chosen.
+
+A search goes by the headline judge's verdicts alone, which the ledger keeps, so that a run that goes on after a kill
+chooses the same doses. What was chosen is filed when the search ends.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tamperdose.records import Label, Subset, Verdict
+from tamperdose.run.ledger import Ledger, stage_key
+from tamperdose.run.observed import Observation
+from tamperdose.run.plan import ArmPlan, Plan
+from tamperdose.run.response import fit_arms
+from tamperdose.stats.ladder import next_dose
+
+Verdicts = Callable[[int], list[Verdict]]
+"""The headline judge's verdicts on the harmful prompts at a dose."""
+
+
+def ladder_key(plan: Plan, arm: ArmPlan) -> str:
+    """Key of what a search chose: the arm, the prompts, how they are answered and judged, where it begins."""
+    attack, study = plan.study.attack, plan.study
+    return stage_key(
+        "ladder",
+        {
+            "arm": arm.key,
+            "prompts": plan.data.prompts_digest[Subset.HARMFUL],
+            "decoding": study.decoding.model_dump(mode="json"),
+            "judge": study.model_dump(mode="json")["judges"][0],
+            "doses": list(attack.doses),
+            "search": None if attack.search is None else attack.search.model_dump(mode="json"),
+            "level": study.level,
+        },
+    )
+
+
+def arm_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
+    """The doses of an arm above 0: the study's, or once a search has ended, what it chose."""
+    found = None if plan.study.attack.search is None else ledger.find("ladder", ladder_key(plan, arm))
+    return arm.doses if found is None else tuple(json.loads(found.read_text(encoding="utf-8")))
+
+
+def is_searched(plan: Plan, ledger: Ledger, arm: ArmPlan) -> bool:
+    """Whether nothing is left to search for an arm."""
+    return plan.study.attack.search is None or ledger.find("ladder", ladder_key(plan, arm)) is not None
+
+
+def choose_next(plan: Plan, arm: ArmPlan, doses: list[int], verdicts: Verdicts) -> int | None:
+    """The next dose of a search, or None when it has ended; `doses` are those measured above 0."""
+    search = plan.study.attack.search
+    if search is None:
+        return None
+    prompts = plan.data.prompts[Subset.HARMFUL]
+    templates, judge = tuple(prompt.template for prompt in prompts), plan.study.judge_names[0]
+    seen: list[Observation] = []
+    base: dict[str, list[Label]] = {}
+    for steps in (0, *doses):
+        labels = {judge: [verdict.label for verdict in verdicts(steps)]}
+        base = base or labels
+        setting = {"study": plan.study.name, "arm": arm.id, "dose_steps": steps}
+        seen.append(Observation(setting, templates, labels, base))
+    fits = fit_arms(seen, level=plan.study.level)
+    if not fits or fits[0].fit.ed50.censored == "undefined":
+        return None
+    fit = fits[0].fit
+    observed = {int(dose): rate.value or 0.0 for dose, rate in zip(fit.doses, fit.rates, strict=True)}
+    return next_dose(observed, arm.saved, sampling=fit.ed50.sampling, budget=search.max_doses)
+
+
+def file_ladder(plan: Plan, ledger: Ledger, arm: ArmPlan, doses: list[int]) -> Path:
+    """File the doses that a search has measured."""
+    key = ladder_key(plan, arm)
+
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(doses), encoding="utf-8")
+
+    return ledger.put("ladder", key, write, suffix=".ladder", inputs={"arm": arm.key})
