@@ -148,7 +148,7 @@ def test_settings_that_make_no_sense(tmp_path: Path, change: dict[str, Any], exp
         ({"doses": "automatic"}, "doses"),
         ({"doses": [1, 2], "search": {"max_steps": 4}}, "max_steps is 4, the last of `doses` 2"),
         ({"doses": "auto", "search": {"max_steps": 64, "max_doses": 3}}, "begins with 7 doses"),
-        ({"doses": "auto", "search": {"max_dose": 3}}, r"'attack\\.search\\.max_dose' \\(did you mean 'max_doses'"),
+        ({"doses": "auto", "search": {"max_dose": 3}}, r"attack\.search\.max_dose' \(did you mean 'max_doses'"),
         ({"doses": [0, 1]}, r"attack\.doses\.0"),
         ({"doses": [2, 1]}, r"increase strictly, e\.g\. \[1, 2\]"),
         ({"doses": [1, 1]}, "increase strictly"),

@@ -261,7 +261,7 @@ class LoraAttack(Frozen):
         if not isinstance(last, int) or isinstance(last, bool) or not 0 < last < 2**31:
             raise ValueError(f"search.max_steps must be a whole number of steps, got {last!r}")
         powers = [2**k for k in range(last.bit_length()) if 2**k < last]
-        return whole | {"doses": [*powers, last], "search": search}
+        return cast(dict[str, Any], whole | {"doses": [*powers, last], "search": search})
 
     @model_validator(mode="after")
     def _searchable(self) -> Self:

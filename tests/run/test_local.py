@@ -278,7 +278,7 @@ def test_a_search_trains_nothing_twice_and_goes_on_after_a_kill(tiny_study: Path
         path.unlink()
     run_study(tiny_study, *search)
     # Nothing to measure again, but without its record the search has to be walked through once more.
-    assert [kind for kind in work.take()["answers"]] == []
+    assert work.take()["answers"] == []
     assert files_of(run) == before
 
 

@@ -13,6 +13,8 @@ from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.response import DOSE_RESPONSE, DOSE_RESPONSE_JSON, RESPONSE_COLUMNS
 from tamperdose.run.scale import SCALING_JSON
 
+FEW_ARMS = 4
+"""Up to so many arms every effective dose is printed; beyond, ED50 alone."""
 _SHOWN = ("ED50", "ED90", "ED50c")
 _SPEAKS_FOR = {Scope.TRAJECTORY.value: "for this run", Scope.ATTACK.value: "for the attack"}
 
@@ -54,9 +56,11 @@ def response_lines(folder: Path, judge: str) -> list[str]:
     rows = [row for row in read_responses(folder, judge) if str(row["metric"]).endswith("_steps")]
     doubts = {str(fit.get("arm")): list(_doubts(fit)) for fit in _fits(folder, judge)}
     lines: list[str] = []
-    for arm in dict.fromkeys(str(row["arm"]) for row in rows):
+    arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
+    shown = _SHOWN if len(arms) <= FEW_ARMS else _SHOWN[:1]
+    for arm in arms:
         mine = [row for row in rows if row["arm"] == arm]
-        lines.append(f"{printable(arm)}: " + "; ".join(dose_text(row) for row in mine if _name(row) in _SHOWN))
+        lines.append(f"{printable(arm)}: " + "; ".join(dose_text(row) for row in mine if _name(row) in shown))
         lines += [f"  {doubt}" for doubt in doubts.get(arm, [])]
     return [*lines, *scaling_lines(read_json(folder / SCALING_JSON))]
 
