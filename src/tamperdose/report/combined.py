@@ -16,6 +16,7 @@ from tamperdose import files
 from tamperdose.errors import DataError, explain
 from tamperdose.report.captions import MEANINGS
 from tamperdose.report.figures import TITLES, Y_LABELS, Sheet, Trace, draw_compare, lines_figure, rd_top
+from tamperdose.report.response_figures import draw_rates
 from tamperdose.report.select import (
     Arm,
     Curve,
@@ -38,7 +39,8 @@ _METRICS = ("RRR", "CE", "RD")
 
 
 def combine(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Write `metrics/<study>.csv`, `metrics/combined_results_standardized.csv` and `figures/*_compare.png` under `out`.
+    """Write `metrics/<study>.csv`, `metrics/combined_results_standardized.csv` `figures/*_compare.png` and, with several sizes,
+    `figures/scaling_*` under `out`.
 
     The copies hold every judge's rows; the combined table and the figures those of each run's headline judge, over
     harmful prompts. Nothing is written before every run has been read.
@@ -56,7 +58,7 @@ def combine(runs: Sequence[Path], out: Path) -> list[Path]:
     audits = {study: read_audit(run) for run, frame in frames.items() for study in frame["study"].unique()}
     written = [_write_copy(out / "metrics" / f"{names[run]}.csv", frame) for run, frame in frames.items()]
     written.append(files.write_csv(out / "metrics" / f"{COMBINED_NAME}.csv", COMBINED_COLUMNS, rows))
-    return written + draw_compare(headline, out / "figures", audits)
+    return [*written, *draw_compare(headline, out / "figures", audits), *draw_rates(headline, out / "figures")]
 
 
 def combined_rows(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
