@@ -39,11 +39,11 @@ _METRICS = ("RRR", "CE", "RD")
 
 
 def combine(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Write `metrics/<study>.csv`, `metrics/combined_results_standardized.csv` `figures/*_compare.png` and, with several sizes,
-    `figures/scaling_*` under `out`.
+    """Write `metrics/<study>.csv`, `metrics/combined_results_standardized.csv` and `figures/*_compare.png` under `out`.
 
-    The copies hold every judge's rows; the combined table and the figures those of each run's headline judge, over
-    harmful prompts. Nothing is written before every run has been read.
+    Where the runs are of models of several sizes, `figures/scaling_*` too. The copies hold every judge's rows; the
+    combined table and the figures those of each run's headline judge, over harmful prompts. Nothing is written before
+    every run has been read.
 
     Raises:
         DataError: No runs, a run that cannot be read, or two runs of studies with one name.
