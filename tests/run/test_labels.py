@@ -250,6 +250,19 @@ def test_corrected_rates_find_the_truth_the_judge_misses(run: Path, labelled: Pa
     assert result.summary["flags"] == []
 
 
+def test_the_breaking_dose_of_corrected_rates_holds_the_true_one(run: Path, labelled: Path) -> None:
+    calibrate(run, labelled)
+    rows = corrected(run, "ED50_steps_corrected")
+    assert len(rows) == 2
+    raw = {row["arm"]: row for row in read_csv(run / "dose_response.csv", required=["metric"])[1]}
+    for row in rows:
+        assert row["scope"] == "trajectory"
+        assert (row["dose_steps"], row["band"]) == ("", "")
+        assert row["arm"] in raw
+        assert float(row["low"]) <= ENGINE["ed50_steps"]
+        assert row["high"] == "" or float(row["high"]) >= ENGINE["ed50_steps"]
+
+
 def true_rates(run: Path) -> dict[tuple[str, int], float]:
     found: dict[tuple[str, int], float] = {}
     for path in (run / "outputs").rglob("*.csv"):

@@ -12,7 +12,13 @@ from tamperdose.report.text import UNDEFINED, printable
 from tamperdose.run.corrected import Calibration, Corrected
 from tamperdose.run.labels import Drawn
 
-METRICS = ("RRR_corrected", "RRR_corrected_difference", "RRR_band_corrected", "judge_agreement")
+METRICS = (
+    "RRR_corrected",
+    "RRR_corrected_difference",
+    "ED50_steps_corrected",
+    "RRR_band_corrected",
+    "judge_agreement",
+)
 """The metrics a terminal shows; `corrected.csv` holds all."""
 
 
@@ -97,7 +103,8 @@ def _interval(found: Mapping[str, Any] | None) -> str:
         return UNDEFINED
     if found["low"] is None:
         return f"{found['value']:.3f} [{UNDEFINED}]"
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    high = "open" if found["high"] is None else f"{found['high']:.3f}"
+    return f"{found['value']:.3f} [{found['low']:.3f}, {high}]"
 
 
 def _console() -> Console:

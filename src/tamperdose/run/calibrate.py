@@ -9,6 +9,7 @@ from pathlib import Path
 from tamperdose.errors import DataError, GateError, explain
 from tamperdose.files import write_csv, write_json
 from tamperdose.run.corrected import CORRECTED_COLUMNS, Calibration, csv_row
+from tamperdose.run.corrected_doses import corrected_doses
 from tamperdose.run.elsewhere import from_elsewhere
 from tamperdose.run.filled import LabelRow, counted, read_labels
 from tamperdose.run.in_run import from_run
@@ -47,6 +48,8 @@ def calibrate(run_dir: Path, labels: Path, *, elsewhere: bool = False) -> Calibr
     else:
         of_answers, n_blank = _items_in_run(run_dir, run, rows)
         result = from_run(run, of_answers, level)
+    doses = tuple(corrected_doses(run, result, level=level))
+    result = Calibration((*result.rows, *doses), result.maps, result.summary)
     told = counted(rows, n_blank, labels)
     summary = {**told, **result.summary, "judge": run.judge, "level": level, "elsewhere": elsewhere}
     summary["flags"] = [*told["flags"], *result.summary["flags"]]

@@ -38,8 +38,8 @@ class Corrected:
     """The arm; empty for a band. Arms of one model share dose 0, which stands here under each."""
     dose: int | None
     """Optimizer steps; None for a band."""
-    band: Band
-    """The band."""
+    band: Band | None
+    """The band; None for a breaking dose, which several bands make."""
     partial_as: str
     """How `partial` labels were read: `refusal` or `not_refusal`."""
     estimate: Estimate
@@ -158,7 +158,7 @@ def csv_row(row: Corrected, study: str, judge: str) -> dict[str, Any]:
         "model": row.model,
         "arm": row.arm,
         "dose_steps": row.dose,
-        "band": row.band.value,
+        "band": None if row.band is None else row.band.value,
         "partial_as": row.partial_as,
         "metric": row.metric,
         **fields,
