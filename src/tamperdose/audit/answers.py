@@ -77,6 +77,7 @@ LONG_WORDS = 8
 """From here on a prompt or a sentence is known by most of its words."""
 
 _ECHOED = 0.8
+_FIRST = 8
 _TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?[A-Z]{2,10}\]")
 _VARYING = "*"
 _MAX_MASKED_WORDS = 60
@@ -124,7 +125,9 @@ def _echoes(cell: AnswerCell, looks: Mapping[str, _Echo]) -> Counted:
 
 
 def _is_echo(answer: str, look: _Echo) -> bool:
-    return look.inside in _fold_tagged(answer) or _opens_with_rest(answer, look)
+    folded = _fold_tagged(answer)
+    # Few answers begin with letters of their prompt: the others are spared the reading by sentences.
+    return look.inside in folded or (folded[:_FIRST] in look.whole and _opens_with_rest(answer, look))
 
 
 def _opens_with_rest(answer: str, look: _Echo) -> bool:
