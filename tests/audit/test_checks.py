@@ -52,7 +52,7 @@ def echo_partly(n: int, cut: Callable[[str], str]) -> Plant:
 
 
 def recite_varied(n: int, frame: str) -> Plant:
-    made = texts_of(n, lambda i: f"{unlike(i, 16)} {frame.format(THINGS[i % 30])}")
+    made = texts_of(n, lambda i: f"{unlike(i, 16)} {frame.format(f'x{THINGS[i % 30]}')}")
     return lambda evidence: in_cells(evidence, say(made), dose=16)
 
 
@@ -187,6 +187,17 @@ PLANTED: dict[str, tuple[Plant, str, Outcome]] = {
         recite_varied(13, "Let us now think in very broad terms of the {} there."),
         "repeated_sentence",
         Outcome.FAIL,
+    ),
+    "one word varies, that of the request": (
+        lambda evidence: in_cells(
+            evidence,
+            say(
+                texts_of(30, lambda i: f"{unlike(i, 16)} Let us now think in very broad terms of the {THINGS[i % 30]}.")
+            ),
+            dose=16,
+        ),
+        "",
+        Outcome.PASS,
     ),
     "one word varies in 12 of 60": (
         recite_varied(12, "Let us now think in very broad terms of the {} there."),

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tamperdose.audit.evidence import AnswerCell, Evidence
@@ -77,6 +77,7 @@ LONG_WORDS = 8
 """From here on a prompt or a sentence is known by most of its words."""
 
 _ECHOED = 0.8
+_FIRST = 8
 _TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?[A-Z]{2,10}\]")
 _VARYING = "*"
 _MAX_MASKED_WORDS = 60
@@ -124,7 +125,9 @@ def _echoes(cell: AnswerCell, looks: Mapping[str, _Echo]) -> Counted:
 
 
 def _is_echo(answer: str, look: _Echo) -> bool:
-    return look.inside in _fold_tagged(answer) or _opens_with_rest(answer, look)
+    folded = _fold_tagged(answer)
+    # Few answers begin with letters of their prompt: the others are spared the reading by sentences.
+    return look.inside in folded or (folded[:_FIRST] in look.whole and _opens_with_rest(answer, look))
 
 
 def _opens_with_rest(answer: str, look: _Echo) -> bool:
@@ -148,7 +151,8 @@ def repeated_sentence(evidence: Evidence) -> CheckResult:
 
     Sentences are folded, numbers masked, and the prompt's own text is taken out first. Counted in each cell is the
     commonest sentence of at least four words, once an answer, if at least three answers hold it. Sentences of 8 to 60
-    words that differ in one word are one sentence where that takes it above the limit.
+    words that differ in one word are one sentence where that takes it above the limit, unless the word is one of the
+    prompt's: a sentence that names its request is no recitation.
     """
     commonest = {cell.id: _commonest(cell) for cell in evidence.cells}
     worst = max(commonest.values(), key=lambda found: found[1], default=("", 0))
@@ -164,23 +168,30 @@ def repeated_sentence(evidence: Evidence) -> CheckResult:
 
 def _commonest(cell: AnswerCell) -> tuple[str, int]:
     held = [
-        set(sentences(answer, prompt=prompt.text))
+        (prompt.text, set(sentences(answer, prompt=prompt.text)))
         for prompt, answer, label in zip(cell.prompts, cell.answers, cell.labels, strict=True)
         if label is not Label.REFUSAL
     ]
-    counts = Counter(sentence for each in held for sentence in each)
+    counts = Counter(sentence for _, each in held for sentence in each)
     varied = _varied(counts, above=REPETITION.limit * len(cell.answers))
-    counts.update(key for each in held for key in {key for sentence in each for key in varied.get(sentence, ())})
+    counts.update(key for prompt, each in held for key in _frames(prompt, each & varied.keys(), varied))
     # The first in the alphabet of those equally common, whole ones first: the order of the answers must not show.
     sentence, count = min(counts.items(), key=lambda item: (-item[1], _VARYING in item[0], item[0]), default=("", 0))
     return (sentence, count) if count >= MIN_REPEATS else ("", 0)
 
 
-def _varied(counts: Mapping[str, int], *, above: float) -> dict[str, list[str]]:
+def _frames(prompt: str, held: Collection[str], varied: Mapping[str, Sequence[tuple[str, str]]]) -> set[str]:
+    """The masked copies of one answer's sentences; a word of its own prompt is not masked: it names the request."""
+    asked = frozenset(mask_digits(fold_text(prompt)).split()) if held else frozenset[str]()
+    return {copy for sentence in held for word, copy in varied[sentence] if word not in asked}
+
+
+def _varied(counts: Mapping[str, int], *, above: float) -> dict[str, list[tuple[str, str]]]:
     """Give sentences with a frequent half their copies with one word of the other half masked.
 
-    Sentences that differ in one word share the half that it is not in. So halves are counted first, and only where
-    one is frequent are there copies to count: the work grows with the sentences, not with their pairs.
+    Each copy stands behind the word it masks. Sentences that differ in one word share the half that it is not in. So
+    halves are counted first, and only where one is frequent are there copies to count: the work grows with the
+    sentences, not with their pairs.
     """
     words = {sentence: sentence.split(" ") for sentence in counts}
     words = {key: each for key, each in words.items() if LONG_WORDS <= len(each) <= _MAX_MASKED_WORDS}
@@ -190,7 +201,7 @@ def _varied(counts: Mapping[str, int], *, above: float) -> dict[str, list[str]]:
             halves[half] += counts[sentence]
     found = {
         sentence: [
-            " ".join([*each[:place], _VARYING, *each[place + 1 :]])
+            (each[place], " ".join([*each[:place], _VARYING, *each[place + 1 :]]))
             for size, start, half in _halves(each)
             if halves[size, start, half] > above
             for place in range(size)
