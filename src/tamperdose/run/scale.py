@@ -133,18 +133,19 @@ def _settings(arms: Sequence[ArmFit]) -> dict[str, Any]:
 
 def _recipe(arms: Sequence[ArmFit], *, level: float) -> dict[str, Any]:
     points = {unit: size_points(arms, unit) for unit in UNITS}
-    claims = _claims(arms, points[DoseUnit.STEPS], level=level)
+    pooled = _pooled(arms, level=level)
+    claims = _claims(arms, points[DoseUnit.STEPS], pooled, level=level)
     return {
         "recipe": _settings(arms),
         "judge": arms[0].judge,
         "points": {unit.value: [to_dict(point) for point in found] for unit, found in points.items()},
         "scaling": {unit.value: to_dict(scaling(found, unit, level=level)) for unit, found in points.items() if found},
         "claims": [to_dict(claim) for claim in claims],
-        "pooled": to_dict(_pooled(arms, level=level)),
+        "pooled": to_dict(pooled),
     }
 
 
-def _claims(arms: Sequence[ArmFit], points: Sequence[SizePoint], *, level: float) -> list[Claim]:
+def _claims(arms: Sequence[ArmFit], points: Sequence[SizePoint], pooled: Any, *, level: float) -> list[Claim]:
     fall = meta_scaling(points, DoseUnit.STEPS, level=1 - 2 * ALPHA)
     start, _ = rate_slope(_start_points(arms, level=level), level=level)
     fixed = any(arm.first.setting.get("defence") not in (None, "none") for arm in arms)
@@ -152,7 +153,7 @@ def _claims(arms: Sequence[ArmFit], points: Sequence[SizePoint], *, level: float
     return [
         claim_collapse(_retention(arms, level=level), arms=names, level=level),
         claim_start_and_fall(start, fall, start_is_fixed=fixed),
-        claim_compute(_pooled(arms, level=level)),
+        claim_compute(pooled),
     ]
 
 

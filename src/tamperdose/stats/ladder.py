@@ -42,7 +42,7 @@ def next_dose(
         DataError: No positive candidate.
 
     Source: bisection on the log scale, the stopping rule our own; what it does to the interval's coverage is simulated
-    in docs/validation.md.
+    by `validation/dose.py`.
 
     >>> next_dose({0: 1.0, 1: 1.0, 2: 0.9, 4: 0.1, 8: 0.0}, range(9))
     3
