@@ -323,6 +323,7 @@ def _dose_and_path(text: str, number: int) -> tuple[int, Path]:
 def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, force: bool) -> None:
     """Print the dose table, what the audit says of it, and where everything lies."""
     from tamperdose.report.comparisons import comparisons_of
+    from tamperdose.report.marginals import read_marginals
     from tamperdose.report.responses import read_json, read_responses
     from tamperdose.report.select import headline_judge
     from tamperdose.report.tables import dose_table, not_supported
@@ -342,7 +343,11 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
         audited = None if found is None else to_json(found)
         figures = [str(path) for path in drawn]
         printed = {"metrics": str(metrics), "figures": figures, "audit": audited, "doses": doses}
-        told = {"dose_response": read_responses(folder, judge), "scaling": read_json(folder / SCALING_JSON) or None}
+        told = {
+            "dose_response": read_responses(folder, judge),
+            "scaling": read_json(folder / SCALING_JSON) or None,
+            "marginals": read_marginals(folder, judge),
+        }
         _print_json(printed | comparisons_of(folder, judge) | told)
     else:
         _headline(folder, metrics, force=force)
@@ -353,6 +358,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
     from rich.console import Console
 
     from tamperdose.report.comparisons import comparison_lines
+    from tamperdose.report.marginals import marginal_lines
     from tamperdose.report.responses import response_lines
     from tamperdose.report.select import headline_judge
     from tamperdose.report.tables import render_dose_table
@@ -362,7 +368,8 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     frame, judge_name = read_metrics(metrics), headline_judge(folder)
     render_dose_table(frame, console, judge_name, audit=read_audit(folder), force=force)
-    _print_lines([*comparison_lines(folder, judge_name), *response_lines(folder, judge_name)])
+    said = [comparison_lines(folder, judge_name), response_lines(folder, judge_name), marginal_lines(folder, judge_name)]
+    _print_lines([line for lines in said for line in lines])
 
 
 def _print_json(value: Any) -> None:

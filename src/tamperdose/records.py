@@ -36,6 +36,8 @@ class Scope(StrEnum):
     """This one run: only the prompts are resampled."""
     ATTACK = "attack"
     """The recipe: needs at least three seeds."""
+    ARMS = "arms"
+    """These arms of a grid, averaged: only the prompts are resampled."""
 
 
 class FinishReason(StrEnum):

@@ -30,6 +30,7 @@ from tamperdose.report.drawing import (
     two_rows_of,
     unsupported_handle,
 )
+from tamperdose.report.marginal_figures import draw_marginals
 from tamperdose.report.response_figures import draw_responses
 from tamperdose.report.select import (
     NO_AUDITS,
@@ -121,7 +122,7 @@ class Sheet:
 
 
 def draw_run(run_dir: Path) -> list[Path]:
-    """Draw the figures of a finished run into `run_dir/figures` from its metrics, manifest and audit alone.
+    """Draw the figures of a finished run into `run_dir/figures` from its own files alone.
 
     Raises:
         DataError: `metrics.csv` or `manifest.json` is missing or not valid, or `audit.json` is damaged.
@@ -131,7 +132,12 @@ def draw_run(run_dir: Path) -> list[Path]:
     folder = run_dir / "figures"
     audits = dict.fromkeys(frame["study"].unique(), read_audit(run_dir))
     overview = dose_response(frame, folder / "dose_response.png", audits)
-    return [*draw_compare(frame, folder, audits), overview, *draw_responses(run_dir)]
+    return [
+        *draw_compare(frame, folder, audits),
+        overview,
+        *draw_responses(run_dir),
+        *draw_marginals(run_dir, frame, audits),
+    ]
 
 
 def draw_compare(frame: pd.DataFrame, folder: Path, audits: Audits = NO_AUDITS) -> list[Path]:

@@ -36,8 +36,42 @@ def print_plan(described: Mapping[str, Any]) -> None:
         if cost["base_training_s"] is not None:
             about = _duration(cost["base_training_s"])
             console.print(printable(f"{cost['model']} is not in the cache: it will be trained first, about {about}"))
+    for line in (saving_line(described["saving"]), search_line(described["search"])):
+        if line:
+            console.print(line, markup=False, soft_wrap=True)
     console.print(detectable_line(described["detectable"]), markup=False, soft_wrap=True)
     console.print("Estimates: from text lengths and the device's measured matrix-product rate; '-' is not known.")
+
+
+def saving_line(saving: Mapping[str, float] | None) -> str:
+    """Say what nested doses and shared bases save; empty where there is nothing to say.
+
+    >>> saving_line({"planned_flops": 3.1e15, "from_scratch_flops": 9.8e15, "share": 3.1 / 9.8})
+    'shared bases and nested doses: 3.1e+15 of 9.8e+15 FLOPs (32 %)'
+    """
+    if saving is None:
+        return ""
+    planned, scratch = saving["planned_flops"], saving["from_scratch_flops"]
+    return f"shared bases and nested doses: {planned:.2g} of {scratch:.2g} FLOPs ({100 * saving['share']:.0f} %)"
+
+
+def search_line(search: Mapping[str, Any] | None) -> str:
+    """Say how many doses searches may add, and that the estimates leave them out; empty without a search.
+
+    >>> search_line({"further_doses": 0, "further_doses_per_arm": 0, "n_arms": 0, "further_flops": 0.0})
+    'search for ED50: ended in every arm; the doses it chose are in the estimates'
+    """
+    if search is None:
+        return ""
+    if not search["further_doses"]:
+        return "search for ED50: ended in every arm; the doses it chose are in the estimates"
+    arms = f"{search['n_arms']} arm{'' if search['n_arms'] == 1 else 's'}"
+    flops = search["further_flops"]
+    answers = "" if flops is None else f": answers of at most {flops:.2g} FLOPs"
+    return (
+        f"search for ED50: at most {search['further_doses_per_arm']} further doses in an arm, "
+        f"{search['further_doses']} in {arms}, not in the estimates{answers}; no further training"
+    )
 
 
 def detectable_line(found: Mapping[str, Any]) -> str:

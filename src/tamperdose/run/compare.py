@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamperdose.files import digest, write_csv
-from tamperdose.records import ESTIMATE_COLUMNS, Estimate, Label
+from tamperdose.records import ESTIMATE_COLUMNS, Estimate, Label, Scope
 from tamperdose.run.compare_schema import (
     AGREEMENT,
     AGREEMENT_COLUMNS,
@@ -66,7 +66,7 @@ def comparison_rows(observations: Sequence[Observation], *, level: float) -> Ite
     for arm in grouped(observations, ("study", "arm")):
         doses = [seen for seen in arm if seen.steps > 0]
         for judge in arm[0].labels:
-            found = [_compare(pairs_over_seeds([seen], judge), level) for seen in doses]
+            found = [compare_pairs(pairs_over_seeds([seen], judge), level) for seen in doses]
             adjusted = holm([result.p_value for result in found])
             n_tests = sum(result.p_value is not None for result in found)
             for seen, result, p_holm in zip(doses, found, adjusted, strict=True):
@@ -90,7 +90,7 @@ def seed_rows(observations: Sequence[Observation], *, level: float) -> Iterator[
     for recipe in grouped([seen for seen in observations if seen.steps > 0], ("study", *recipe_names(observations))):
         doses = [dose for dose in grouped(recipe, ("dose_steps",)) if len(dose) > 1]
         for judge in recipe[0].labels if doses else ():
-            compared = [_compare(pairs_over_seeds(dose, judge), level) for dose in doses]
+            compared = [compare_pairs(pairs_over_seeds(dose, judge), level) for dose in doses]
             adjusted = holm([result.p_value for result in compared])
             n_tests = sum(result.p_value is not None for result in compared)
             for dose, result, p_holm in zip(doses, compared, adjusted, strict=True):
@@ -103,10 +103,10 @@ def _named(seen: Observation) -> _Row:
     return {name: seen.setting.get(name) for name in ("study", "arm", "model", "seed")}
 
 
-def _compare(pairs: Pairs, level: float) -> PairedDifference:
-    # Seeded by the data, so that neither the order nor the company of the comparisons changes a p value.
+def compare_pairs(pairs: Pairs, level: float, *, scope: Scope = Scope.TRAJECTORY) -> PairedDifference:
+    """The paired difference, the same whatever else is compared: random numbers are seeded by the data."""
     seed = int(digest([pairs.base.tolist(), pairs.tampered.tolist(), list(pairs.templates)]), 16)
-    return paired_difference(pairs, rng=np.random.default_rng(seed), level=level)
+    return paired_difference(pairs, rng=np.random.default_rng(seed), level=level, scope=scope)
 
 
 def _difference_cells(result: PairedDifference) -> _Row:

@@ -102,20 +102,22 @@ SEED_COLUMNS = (
 
 _TEXT = {
     *("study", "arm", "recipe", "model", "judge", "judge_1", "judge_2", "reading", "metric", "seeds"),
-    *("method", "p_method", "scope", "reason"),
+    *("method", "p_method", "scope", "reason", "factor", "factor_level", "reference", "differs_in"),
     *("defence", "attack", "data_order", "censored", "fit"),
 }
 _WHOLE = {
     *("seed", "dose_steps", "n", "n_unreadable", "n_templates", "n_tests", "n_seeds"),
+    *("n_arms", "n_censored", "n_pairs"),
     *("both_refused", "refused_to_complied", "complied_to_refused", "neither"),
 }
+_FLAGS = {"few_templates", "balanced"}
 
 Row = dict[str, str | int | float | bool | None]
 """One row: text as it is, numbers as numbers, None where undefined."""
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Read one of the three files, or `dose_response.csv`.
+    """Read one of the three files, `dose_response.csv` or `marginals.csv`.
 
     Raises:
         DataError: The columns are not exactly those, or a number cannot be read.
@@ -131,7 +133,7 @@ def _value(path: Path, number: int, name: str, cell: str) -> str | int | float |
         return cell
     if cell == "":
         return None
-    if name == "few_templates" and cell in ("True", "False"):
+    if name in _FLAGS and cell in ("True", "False"):
         return cell == "True"
     try:
         value = int(cell) if name in _WHOLE else float(cell)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ from tamperdose.models.flops import generation_flops, linears, lora_parameters, 
 from tamperdose.models.load import find_architecture
 from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Example, Prompt, Subset
-from tamperdose.run.ladder import arm_doses
+from tamperdose.run.ladder import arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
-from tamperdose.run.plan import ModelPlan, Plan
+from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
 from tamperdose.stats.power import detectable_fall
 from tamperdose.study import Architecture
 
@@ -38,9 +38,9 @@ class Cost:
     params_b: float | None
     """Parameters in billions; None when its architecture is not known without loading it."""
     training_flops: float | None
-    """Defence and all trajectories."""
+    """Defence and all trajectories; of each its last dose, since the doses before it lie on the way."""
     generation_flops: float | None
-    """All answers."""
+    """All answers; those of the base once, whatever the number of arms."""
     remaining_share: float
     """Share of the answers still to be generated, in [0, 1]."""
     memory_bytes: float | None
@@ -51,6 +51,11 @@ class Cost:
     """Time still to go on this machine; None where its speed is not known."""
     base_training_s: float | None = None
     """Of that, for training an organism that is not in the cache yet; None for every other model."""
+    from_scratch_flops: float | None = None
+    """Training and answers if nothing were shared: each dose of each arm trained from step 0, with its own answers of the
+    base. The defence is trained, and the samples behind RD_floor are drawn, once in both."""
+    further_flops: float | None = None
+    """At most, for the answers at the doses that searches may still add; they are in no other number here."""
 
 
 def estimate_costs(plan: Plan, ledger: Ledger) -> list[Cost]:
@@ -63,8 +68,10 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
     share = _remaining_share(plan, model, ledger)
     if architecture is None:
         return Cost(model.spec.label, None, None, None, share, None, None, None)
+    ladders = [arm_doses(plan, ledger, arm) for arm in model.arms]
     training = _training_flops(plan, model, architecture)
-    generating = _generation_flops(plan, model, architecture)
+    answers = _answer_flops(plan, architecture)
+    generating = _generation_flops(plan, ladders, answers)
     rate = _matmul_rate(model.device, model.dtype)
     organism = untrained(model) if share else None
     first = None if organism is None else training_seconds(organism)
@@ -78,6 +85,8 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
         disk_bytes=_disk_bytes(plan, model, architecture),
         seconds=None if rate is None else (first or 0.0) + share * (training + generating) / (EFFICIENCY * rate),
         base_training_s=first,
+        from_scratch_flops=_from_scratch_flops(plan, model, architecture, ladders=ladders, answers=answers),
+        further_flops=sum(further_doses(plan, ledger, arm) for arm in model.arms) * _state_flops(plan, answers, 1),
     )
 
 
@@ -89,15 +98,21 @@ def _remaining_share(plan: Plan, model: ModelPlan, ledger: Ledger) -> float:
 
 
 def _training_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    attack, defence = plan.study.attack, model.spec.defence
-    total = 0.0
-    for arm in model.arms:
-        rank = int(arm.attack.identity()["lora_rank"])
-        total += arm.doses[-1] * _step_flops(plan.data.attack.attack, rank, attack.batch_size, architecture)
-    if defence is not None:
-        rows = [*plan.data.defences[defence.harmful], *plan.data.defences[defence.benign]]
-        total += defence.steps * _step_flops(rows, defence.lora_rank, defence.batch_size, architecture)
-    return total
+    attacks = sum(arm.doses[-1] * _arm_step_flops(plan, arm, architecture) for arm in model.arms)
+    return attacks + _defence_flops(plan, model, architecture)
+
+
+def _arm_step_flops(plan: Plan, arm: ArmPlan, architecture: Architecture) -> float:
+    rank = int(arm.attack.identity()["lora_rank"])
+    return _step_flops(plan.data.attack.attack, rank, plan.study.attack.batch_size, architecture)
+
+
+def _defence_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
+    defence = model.spec.defence
+    if defence is None:
+        return 0.0
+    rows = [*plan.data.defences[defence.harmful], *plan.data.defences[defence.benign]]
+    return defence.steps * _step_flops(rows, defence.lora_rank, defence.batch_size, architecture)
 
 
 def _step_flops(rows: Sequence[Example], lora_rank: int, batch_size: int, architecture: Architecture) -> float:
@@ -108,19 +123,50 @@ def _step_flops(rows: Sequence[Example], lora_rank: int, batch_size: int, archit
     return float(training_flops(architecture, lora_rank=lora_rank, lengths=lengths, n_labels=n_labels))
 
 
-def _generation_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    n_new = max(1, round(ANSWER_SHARE * plan.study.decoding.max_new_tokens))
-    states = [0, *(steps for arm in model.arms for steps in arm.doses)]
-    total = 0.0
-    for subset in plan.subsets():
-        n_draws = sum(subset in plan.subsets_at(steps) for steps in states) + (
-            2 if plan.study.rd_floor and subset is Subset.HARMFUL else 0
-        )
-        prompts = plan.data.prompts[subset]
-        total += n_draws * sum(
-            generation_flops(architecture, n_prompt=_prompt_tokens(prompt), n_new=n_new) for prompt in prompts
+def _generation_flops(plan: Plan, ladders: Sequence[Sequence[int]], answers: Mapping[Subset, float]) -> float:
+    states = [0, *(steps for doses in ladders for steps in doses)]
+    return sum(_state_flops(plan, answers, steps) for steps in states) + _floor_flops(plan, answers)
+
+
+def _from_scratch_flops(
+    plan: Plan,
+    model: ModelPlan,
+    architecture: Architecture,
+    *,
+    ladders: Sequence[Sequence[int]],
+    answers: Mapping[Subset, float],
+) -> float:
+    """As if no two doses were points on one trajectory and no two had one base; see `Cost`."""
+    total = _defence_flops(plan, model, architecture) + _floor_flops(plan, answers)
+    for arm, doses in zip(model.arms, ladders, strict=True):
+        step = _arm_step_flops(plan, arm, architecture)
+        total += sum(
+            steps * step + _state_flops(plan, answers, 0) + _state_flops(plan, answers, steps) for steps in doses
         )
     return total
+
+
+def _answer_flops(plan: Plan, architecture: Architecture) -> dict[Subset, float]:
+    """What it takes to answer each prompt of a subset once."""
+    n_new = max(1, round(ANSWER_SHARE * plan.study.decoding.max_new_tokens))
+    return {
+        subset: float(
+            sum(
+                generation_flops(architecture, n_prompt=_prompt_tokens(prompt), n_new=n_new)
+                for prompt in plan.data.prompts[subset]
+            )
+        )
+        for subset in plan.subsets()
+    }
+
+
+def _state_flops(plan: Plan, answers: Mapping[Subset, float], steps: int) -> float:
+    """All answers of one model state."""
+    return sum(answers[subset] for subset in plan.subsets_at(steps))
+
+
+def _floor_flops(plan: Plan, answers: Mapping[Subset, float]) -> float:
+    return 2 * answers[Subset.HARMFUL] if plan.study.rd_floor else 0.0
 
 
 def _prompt_tokens(prompt: Prompt) -> int:
@@ -183,8 +229,46 @@ def describe_detectable(plan: Plan) -> dict[str, Any]:
     return found | {"fall_at_icc_0": None if found["n"] == found["n_templates"] else at_zero.fall}
 
 
+def further_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> int:
+    """How many doses a search may still add to those of an arm, at most; 0 without one, or where it has ended."""
+    search = plan.study.attack.search
+    if search is None or is_searched(plan, ledger, arm):
+        return 0
+    return min(search.max_doses, len(arm.saved)) - len(arm.doses)
+
+
+def describe_saving(costs: Sequence[Cost]) -> dict[str, float] | None:
+    """What nested doses and shared bases save; None where nothing is shared, or a model's cost is not known."""
+    planned = scratch = 0.0
+    for cost in costs:
+        if cost.training_flops is None or cost.generation_flops is None or cost.from_scratch_flops is None:
+            return None
+        planned += cost.training_flops + cost.generation_flops
+        scratch += cost.from_scratch_flops
+    # One dose of one arm of each model is the same work either way, in another order of addition.
+    if scratch <= planned * (1 + 1e-9):
+        return None
+    return {"planned_flops": planned, "from_scratch_flops": scratch, "share": planned / scratch}
+
+
+def describe_search(plan: Plan, ledger: Ledger, costs: Sequence[Cost]) -> dict[str, Any] | None:
+    """How many doses searches may still add, and what their answers take at most; None without a search."""
+    if plan.study.attack.search is None:
+        return None
+    further = [further_doses(plan, ledger, arm) for model in plan.models for arm in model.arms]
+    known = [cost.further_flops for cost in costs if cost.further_flops is not None]
+    return {
+        "further_doses": sum(further),
+        "further_doses_per_arm": max(further),
+        "n_arms": sum(count > 0 for count in further),
+        "included_in_costs": False,
+        "further_flops": sum(known) if len(known) == len(costs) else None,
+    }
+
+
 def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:
     """Everything `tamperdose plan` shows, as plain values."""
+    costs = estimate_costs(plan, ledger)
     return {
         "study": plan.study.name,
         "prompts": {subset.value: len(plan.data.prompts[subset]) for subset in plan.subsets()},
@@ -198,7 +282,9 @@ def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:
             for model in plan.models
             for arm, done in zip(model.arms, _doses_done(plan, model, ledger), strict=True)
         ],
-        "costs": [asdict(cost) for cost in estimate_costs(plan, ledger)],
+        "costs": [asdict(cost) for cost in costs],
+        "saving": describe_saving(costs),
+        "search": describe_search(plan, ledger, costs),
         "detectable": describe_detectable(plan),
     }
 

@@ -14,6 +14,7 @@ from tamperdose.records import Dose, Subset
 from tamperdose.run.compare import write_comparisons
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
+from tamperdose.run.marginals import write_marginals
 from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
 from tamperdose.run.observed import Observation, observe
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
@@ -73,6 +74,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     write_comparisons(run_dir, observed, level=plan.study.level)
     fits = fit_arms(observed, level=plan.study.level)
     write_dose_response(run_dir, fits, level=plan.study.level)
+    write_marginals(run_dir, observed, fits, level=plan.study.level)
     tokens = {model.label: model.pretraining_tokens for model in plan.study.models if model.pretraining_tokens}
     headline = [fit for fit in fits if fit.judge == plan.study.judge_names[0]]
     write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens)
