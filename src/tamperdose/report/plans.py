@@ -47,12 +47,12 @@ def saving_line(saving: Mapping[str, float] | None) -> str:
     """Say what nested doses and shared bases save; empty where there is nothing to say.
 
     >>> saving_line({"planned_flops": 3.1e15, "from_scratch_flops": 9.8e15, "share": 3.1 / 9.8})
-    'shared bases and nested doses: 3.1e+15 of 9.8e+15 FLOPs (32 %)'
+    'shared bases and nested doses: 3.1e15 of 9.8e15 FLOPs (32 %)'
     """
     if saving is None:
         return ""
-    planned, scratch = saving["planned_flops"], saving["from_scratch_flops"]
-    return f"shared bases and nested doses: {planned:.2g} of {scratch:.2g} FLOPs ({100 * saving['share']:.0f} %)"
+    planned, scratch = (_flops(saving[name]) for name in ("planned_flops", "from_scratch_flops"))
+    return f"shared bases and nested doses: {planned} of {scratch} FLOPs ({100 * saving['share']:.0f} %)"
 
 
 def search_line(search: Mapping[str, Any] | None) -> str:
@@ -67,7 +67,7 @@ def search_line(search: Mapping[str, Any] | None) -> str:
         return "search for ED50: ended in every arm; the doses it chose are in the estimates"
     arms = f"{search['n_arms']} arm{'' if search['n_arms'] == 1 else 's'}"
     flops = search["further_flops"]
-    answers = "" if flops is None else f": answers of at most {flops:.2g} FLOPs"
+    answers = "" if flops is None else f": answers of at most {_flops(flops)} FLOPs"
     return (
         f"search for ED50: at most {search['further_doses_per_arm']} further doses in an arm, "
         f"{search['further_doses']} in {arms}, not in the estimates{answers}; no further training"
@@ -118,6 +118,10 @@ def _console() -> Console:
 
 def _scaled(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
+
+
+def _flops(value: float) -> str:
+    return f"{value:.2g}".replace("e+0", "e").replace("e+", "e")
 
 
 def _bytes(value: float | None) -> str:
