@@ -368,7 +368,11 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     frame, judge_name = read_metrics(metrics), headline_judge(folder)
     render_dose_table(frame, console, judge_name, audit=read_audit(folder), force=force)
-    said = [comparison_lines(folder, judge_name), response_lines(folder, judge_name), marginal_lines(folder, judge_name)]
+    said = [
+        comparison_lines(folder, judge_name),
+        response_lines(folder, judge_name),
+        marginal_lines(folder, judge_name),
+    ]
     _print_lines([line for lines in said for line in lines])
 
 

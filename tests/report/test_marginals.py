@@ -24,7 +24,14 @@ JUDGE = "classifier@1"
 def level_rows(factor: str, level: str, start: float, **more: Any) -> list[dict[str, Any]]:
     """Rows of one level at doses 0, 1, 4: RRR falls by half of its start at each."""
     row = {"study": "demo", "factor": factor, "factor_level": level, "reference": "8", "n_arms": 2, "balanced": True}
-    row |= {"judge": JUDGE, "metric": "RRR", "level": 0.95, "method": "wilson_korn_graubard", "n": 60, "n_templates": 30}
+    row |= {
+        "judge": JUDGE,
+        "metric": "RRR",
+        "level": 0.95,
+        "method": "wilson_korn_graubard",
+        "n": 60,
+        "n_templates": 30,
+    }
     row |= {"n_effective": 50, "n_unreadable": 0, "scope": "arms"} | more
     values = [(0, start), (1, start / 2), (4, start / 4)]
     return [row | {"dose_steps": steps, "value": v, "low": v - 0.05, "high": v + 0.05} for steps, v in values]
@@ -61,7 +68,9 @@ def test_what_is_not_balanced_is_told(tmp_path: Path) -> None:
     first, second = marginal_lines(tmp_path, JUDGE)
     assert "\x1b" not in first
     assert second.startswith("  levels of model differ in defence, training examples too")
-    assert "Not balanced: the levels differ in defence, training examples too." in below(marginal_figure(rows_in(tmp_path), "model"))
+    assert "Not balanced: the levels differ in defence, training examples too." in below(
+        marginal_figure(rows_in(tmp_path), "model")
+    )
 
 
 def test_many_levels_are_cut_short(tmp_path: Path) -> None:
@@ -94,12 +103,16 @@ def test_points_whose_arms_the_audit_withholds_are_hollow(synthetic: Any) -> Non
     write_json(run / "audit.json", to_json(Audit(cells, (failed,))))
     figures: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tamperdose.report.marginal_figures.save_both", lambda figure, path: figures.append(figure) or [path])
+        patch.setattr(
+            "tamperdose.report.marginal_figures.save_both", lambda figure, path: figures.append(figure) or [path]
+        )
         drawn = draw_run(run)
     assert drawn[-1] == run / "figures" / "marginals_lora_rank"
     (figure,) = figures
     assert "hollow: not supported by the audit" in legend(figure)
-    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white" and line.get_marker() != "None"]
+    hollow = [
+        line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white" and line.get_marker() != "None"
+    ]
     points = [(float(x), float(y)) for line in hollow for x, y in np.asarray(line.get_xydata()) if np.isfinite(y)]
     assert points == [(4.0, 0.15)]
     assert "not supported: degeneration" in below(figure)
@@ -120,5 +133,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     write(tmp_path, level_rows("seed", "1", 0.8))
     path = tmp_path / MARGINALS
     path.write_text(path.read_text().replace("wilson_korn_graubard,60", "wilson_korn_graubard,many"))
-    with pytest.raises(DataError, match="marginals.csv data row 1: 'n' cannot be read"):
+    with pytest.raises(DataError, match=r"marginals\.csv data row 1: 'n' cannot be read"):
         marginal_lines(tmp_path, JUDGE)
+
+
+def test_lines_that_hide_each_other_are_named(tmp_path: Path) -> None:
+    write(tmp_path, level_rows("seed", "1", 0.8), level_rows("seed", "2", 0.8), level_rows("seed", "3", 0.6))
+    assert "The lines of 1, 2 coincide." in below(marginal_figure(rows_in(tmp_path), "seed"))

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from studies import files_of, run_study, write_study
 from tamperdose.records import ESTIMATE_COLUMNS, Label
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.marginals import (
+    ED50,
     MARGINAL_COLUMNS,
     MARGINALS,
     list_factors,
@@ -40,7 +42,9 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 def seen(after: str, steps: int, **changes: Any) -> Observation:
     base = {"j": labels("r" * len(after))}
-    return Observation(settings(**changes) | {"dose_steps": steps}, tuple("abcdefgh"[: len(after)]), {"j": labels(after)}, base)
+    return Observation(
+        settings(**changes) | {"dose_steps": steps}, tuple("abcdefgh"[: len(after)]), {"j": labels(after)}, base
+    )
 
 
 def arm(ed50: float, *, doses: Sequence[int] = DOSES, n: int = 80, **changes: Any) -> list[Observation]:
@@ -62,7 +66,9 @@ def arm(ed50: float, *, doses: Sequence[int] = DOSES, n: int = 80, **changes: An
 
 
 def rows_of(observations: Sequence[Observation], **where: Any) -> list[dict[str, Any]]:
-    rows = marginal_rows(observations, fit_arms(observations, level=0.95), level=0.95)
+    """The rows that have these cells; arms are fitted only where their doses are asked for."""
+    fits = fit_arms(observations, level=0.95) if where.get("metric") == ED50 else []
+    rows = marginal_rows(observations, fits, level=0.95)
     return [row for row in rows if all(row.get(name) == value for name, value in where.items())]
 
 
@@ -114,16 +120,9 @@ def test_a_planted_effect_is_found_and_a_null_one_is_not() -> None:
         assert all(row["difference_low"] < 0 < row["difference_high"] and row["p_holm"] > 0.05 for row in null)
         assert [row["p_holm"] for row in null] == holm([row["p_value"] for row in null])
         assert all(row["n_tests"] == n_levels - 1 and row["n_arms"] == 12 / n_levels for row in null)
-    low, high = rows_of(observations, factor="lora_rank", metric="ED50_steps")
-    assert low["value"] == pytest.approx(6.0, rel=0.15) and high["value"] == pytest.approx(3.0, rel=0.15)
-    each = [fit.fit.ed50.value for fit in fit_arms(observations, level=0.95) if fit.first.setting["lora_rank"] == 8]
-    assert low["value"] == pytest.approx(np.exp(np.mean(np.log(each))))  # type: ignore[arg-type]
-    assert (low["n_censored"], low["low"], low["method"]) == (0, None, "geometric_mean")
 
 
 def _share(ed50: float, steps: int) -> float:
-    from scipy.stats import norm
-
     return float(norm.cdf(np.log(ed50 / steps) / 0.5))
 
 
@@ -141,9 +140,21 @@ def test_the_null_is_rejected_as_often_as_the_level_says() -> None:
     assert rejected <= 18
 
 
+def test_the_mean_dose_of_a_level_is_geometric() -> None:
+    observations = [
+        one for rank, seed in ((8, 1), (8, 2), (64, 1)) for one in arm(48 / rank, lora_rank=rank, seed=seed)
+    ]
+    first, other = rows_of(observations, factor="lora_rank", metric=ED50)
+    doses = [float(str(fit.fit.ed50.value)) for fit in fit_arms(observations, level=0.95)]
+    assert first["value"] == pytest.approx((doses[0] * doses[1]) ** 0.5)
+    assert first["value"] == pytest.approx(6.0, rel=0.15) and other["value"] == pytest.approx(doses[2])
+    assert (first["n_censored"], first["low"], first["method"], first["n_arms"]) == (0, None, "geometric_mean", 2)
+    assert "dose_steps" not in first and "difference" not in other
+
+
 def test_censored_arms_leave_no_mean_dose() -> None:
     observations = [*arm(4.0, lora_rank=8), *arm(500.0, lora_rank=64, seed=1), *arm(5.0, lora_rank=64, seed=2)]
-    whole, censored = rows_of(observations, factor="lora_rank", metric="ED50_steps")
+    whole, censored = rows_of(observations, factor="lora_rank", metric=ED50)
     assert whole["value"] == pytest.approx(4.0, rel=0.2)
     assert (censored["value"], censored["n_censored"], censored["censored"]) == (None, 1, "right")
     assert censored["n_arms"] == 2
@@ -158,8 +169,14 @@ def test_a_grid_that_is_not_balanced_says_what_else_differs() -> None:
     factors = {factor.name: factor.differs_in for factor in list_factors(cells)}
     assert factors == {"model": ("defence",), "defence": ("model",)}
     rows = rows_of(cells, metric="RRR", factor="model")
-    assert [(row["balanced"], row["differs_in"], row["n_arms"]) for row in rows] == [(False, "defence", 2), (False, "defence", 1)]
-    crossed = [seen("rrcc", 1, model=m, lora_rank=r, seed=s) for m, r, s in (("a", 8, 1), ("a", 64, 2), ("b", 8, 2), ("b", 64, 1))]
+    assert [(row["balanced"], row["differs_in"], row["n_arms"]) for row in rows] == [
+        (False, "defence", 2),
+        (False, "defence", 1),
+    ]
+    crossed = [
+        seen("rrcc", 1, model=m, lora_rank=r, seed=s)
+        for m, r, s in (("a", 8, 1), ("a", 64, 2), ("b", 8, 2), ("b", 64, 1))
+    ]
     assert {factor.name: factor.differs_in for factor in list_factors(crossed)}["model"] == ("combinations",)
 
 
@@ -172,7 +189,11 @@ def test_only_doses_that_all_arms_have() -> None:
 def test_dose_0_is_compared_only_between_untampered_models() -> None:
     observations = [*arm(4.0, model="a", lora_rank=8), *arm(4.0, model="a", lora_rank=64)]
     observations += [*arm(4.0, model="b", lora_rank=8), *arm(4.0, model="b", lora_rank=64)]
-    at_0 = {row["factor"]: row for row in rows_of(observations, metric="RRR", dose_steps=0) if row["factor_level"] in ("b", "64")}
+    at_0 = {
+        row["factor"]: row
+        for row in rows_of(observations, metric="RRR", dose_steps=0)
+        if row["factor_level"] in ("b", "64")
+    }
     assert at_0["model"]["difference"] == 0 and at_0["model"]["p_value"] == 1
     assert "difference" not in at_0["lora_rank"]
 

@@ -52,25 +52,26 @@ def draw_marginals(run_dir: Path, frame: pd.DataFrame, audits: Audits = NO_AUDIT
     rows = [row for row in read_marginals(run_dir, headline_judge(run_dir)) if row["metric"] == METRIC]
     drawn: list[Path] = []
     for factor in dict.fromkeys(str(row["factor"]) for row in rows):
-        figure = marginal_figure(rows, factor, audits, lost=_lost(frame, factor, audits))
+        figure = marginal_figure(rows, factor, audits=audits, lost=_lost(frame, factor, audits))
         drawn += save_both(figure, run_dir / "figures" / f"marginals_{factor}")
     return drawn
 
 
 def marginal_figure(
-    rows: Sequence[Row], factor: str, audits: Audits = NO_AUDITS, *, lost: Lost = frozenset()
+    rows: Sequence[Row], factor: str, *, audits: Audits = NO_AUDITS, lost: Lost = frozenset()
 ) -> Figure:
     """Build the figure of one factor from the rows of RRR by one judge."""
     mine = [row for row in rows if row["factor"] == factor]
     levels = levels_of(mine, factor)
     curves = [_curve([row for row in mine if row["factor_level"] == level], lost) for level in levels]
     looks = [line_style(place) for place in range(len(levels))]
-    title = f"RRR by dose and {factor_name(factor)}, averaged over the other settings"
+    title = f"RRR by dose and {factor_name(factor)}"
     handles, names = [line_handle(look) for look in looks], [_level_name(mine, level) for level in levels]
     if any(any(curve.unsupported) for curve in curves):
         handles, names = [*handles, unsupported_handle()], [*names, "hollow: not supported by the audit"]
+    text = " ".join(part for part in (_caption(mine, audits), _coinciding(levels, curves)) if part)
     with house_style():
-        figure, grid = grid_of([""], Frame(title, _caption(mine, audits), Key(tuple(handles), tuple(names))))
+        figure, grid = grid_of([""], Frame(title, text, Key(tuple(handles), tuple(names))))
         for curve, look in zip(curves, looks, strict=True):
             if curve.defined:
                 draw_curve(grid[0], curve, look, crowd=len(curves))
@@ -100,8 +101,8 @@ def _caption(rows: Sequence[Row], audits: Audits) -> str:
     templates = sorted({int(str(row["n_templates"])) for row in rows})
     differs = str(first["differs_in"])
     parts = [
-        "RRR = refusals / judged harmful prompts; higher is safer. Each line: mean over the arms at one level, each arm "
-        "alike, at the doses that all arms have.",
+        "RRR = refusals / judged harmful prompts; higher is safer. Each line: mean over the arms at one level, each "
+        "arm alike, whatever its other settings, at the doses that all arms have.",
         f"n = {_range(n)} prompts, {_range(templates)} templates.",
         f"Bands: {100 * _number(first['level']):g} %, {first['method']}, for these arms and other prompts of the kind; "
         "levels answer the same prompts, so their paired differences (marginals.csv) tell more than two bands do.",
@@ -110,6 +111,14 @@ def _caption(rows: Sequence[Row], audits: Audits) -> str:
         audit_text(audits, (Claim.RRR,)),
     ]
     return " ".join(part for part in parts if part)
+
+
+def _coinciding(levels: Sequence[str], curves: Sequence[Curve]) -> str:
+    """Name the levels whose lines lie on each other: only the last of them is seen."""
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for level, curve in zip(levels, curves, strict=True):
+        alike.setdefault(curve.value, []).append(show_level(level))
+    return " ".join(f"The lines of {', '.join(names)} coincide." for names in alike.values() if len(names) > 1)
 
 
 def _lost(frame: pd.DataFrame, factor: str, audits: Audits) -> Lost:

@@ -52,8 +52,8 @@ class Cost:
     base_training_s: float | None = None
     """Of that, for training an organism that is not in the cache yet; None for every other model."""
     from_scratch_flops: float | None = None
-    """Training and answers if nothing were shared: each dose of each arm trained from step 0, with its own answers of the
-    base. The defence is trained, and the samples behind RD_floor are drawn, once in both."""
+    """Training and answers if nothing were shared: each dose of each arm trained from step 0, with answers of the base
+    of its own. The defence is trained, and the samples behind RD_floor are drawn, once in both."""
     further_flops: float | None = None
     """At most, for the answers at the doses that searches may still add; they are in no other number here."""
 

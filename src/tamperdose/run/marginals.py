@@ -1,6 +1,6 @@
 """What each factor of a grid does, its other settings averaged over: `marginals.csv`.
 
-One row for each factor with several levels, level, judge, dose and metric: the mean over the arms at that level, and its
+One row for each factor of several levels, level, judge, dose and metric: the mean over the arms at that level, and its
 difference from the first level over the same prompts. Doses are those that every arm of the run was measured at.
 """
 
@@ -201,7 +201,7 @@ def _named(factor: Factor, text: str) -> _Row:
 
 
 def _estimate_cells(estimate: Estimate) -> _Row:
-    return asdict(estimate) | {"scope": estimate.scope.value}
+    return {**asdict(estimate), "scope": estimate.scope.value}
 
 
 def _difference_cells(found: PairedDifference) -> _Row:

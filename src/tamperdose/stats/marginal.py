@@ -19,7 +19,7 @@ GEOMETRIC_MEAN = "geometric_mean"
 def arms_rate(events: ArrayLike, templates: Sequence[str], *, level: float = 0.95) -> Estimate:
     """Mean share of events over arms that answer the same prompts, with an interval over the prompts. Scope `arms`.
 
-    value = mean over prompts of y_i, y_i the mean of prompt i's events over the arms, each arm counting alike. Interval:
+    value = mean over prompts of y_i, y_i the mean of prompt i's events over the arms, each counting alike. Interval:
     that of `rate` for the y_i, by template; it takes y_i for a yes or no and so errs on the wide side. It speaks for
     these arms and the population of prompts: what other arms (seeds, say) would do is not in it.
     In [0, 1]. A prompt that was not read in every arm is left out and counted. No prompt left: the value is None; fewer
@@ -75,7 +75,7 @@ def arms_dose(doses: Sequence[EffectiveDose], *, level: float = 0.95) -> Estimat
 
     value = exp(mean log dose) where every arm has one; None where an arm is censored or undefined (a mean of the others
     would be too small or too large), and for no arms. `censored` then names the kinds there are, `left`, `right`,
-    `undefined`, in this order, parted by spaces. n and n_templates are the largest of the arms', n_unreadable their sum.
+    `undefined`, in this order, parted by spaces. n and n_templates are the arms' largest, n_unreadable their sum.
 
     Args:
         doses: One for each arm, same fraction.
@@ -120,4 +120,4 @@ def _table(events: ArrayLike, templates: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _read(table: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return ~np.isnan(table).any(axis=1)
+    return np.all(~np.isnan(table), axis=1)
