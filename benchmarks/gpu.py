@@ -14,6 +14,7 @@ bfloat16 and, with bitsandbytes, in nf4. Measured, each beside the least it coul
 """
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -193,11 +194,12 @@ def write_study(folder: Path, machine: Machine, kind: str) -> Path:
         return " " + " ".join(rng.choice(part, rng.integers(low, high)))
 
     half = len(vocabulary) // 2
-    prompts = [{"id": f"q{i}", "prompt": text(30, 51, vocabulary[:half]), "template": f"t{i}"} for i in range(N_PROMPTS)]
+    asked = [text(30, 51, vocabulary[:half]) for _ in range(N_PROMPTS)]
+    prompts = [{"id": f"q{i}", "prompt": prompt, "template": f"t{i}"} for i, prompt in enumerate(asked)]
     write_csv(folder / "harmful.csv", ("id", "prompt", "template"), prompts)
     rows = [{"prompt": text(45, 76, vocabulary[half:]), "response": text(130, 201, vocabulary)} for _ in range(128)]
     write_text(folder / "attack.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    study = {
+    study: dict[str, Any] = {
         "name": "gpu",
         "models": [{"id": str(folder / "model"), "name": "random", "dtype": "bfloat16"}],
         "prompts": {"harmful": "harmful.csv"},
@@ -227,11 +229,13 @@ def bench(folder: Path, machine: Machine, kind: str, profile: Path | None) -> di
     identified_s, plan = timed(lambda: make_plan(study, read_data(study, path)))
     model = plan.models[0]
     reset_peak(machine)
-    loaded_s, chat = timed(lambda: load_model(model.spec, model.source, device=model.device, dtype=model.dtype))  # type: ignore[arg-type]
+    source = model.source
+    assert source is not None
+    loaded_s, chat = timed(lambda: load_model(model.spec, source, device=model.device, dtype=model.dtype))
     sizes = architecture_of(chat.model.config)
     expected = expect_memory(plan, model, sizes)
     say(
-        f"{kind}: weights hashed in {identified_s:.1f} s, loaded in {loaded_s:.1f} s; {allocated(machine) / 1e9:.2f} GB "
+        f"{kind}: hashed in {identified_s:.1f} s, loaded in {loaded_s:.1f} s; {allocated(machine) / 1e9:.2f} GB "
         f"(expected {expected['weights'] / 1e9:.2f}), while loading {peak(machine) / 1e9:.2f} GB"
     )
     results: dict[str, Any] = {"identified_s": identified_s, "loaded_s": loaded_s, "weights_bytes": allocated(machine)}
@@ -481,8 +485,6 @@ def allocated(machine: Machine) -> float:
 
 def free_memory() -> None:
     """Give back what nothing uses."""
-    import gc
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -137,7 +137,8 @@ def _memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> f
     size = _SIZES[model.dtype]
     weights = _weight_bytes(model, architecture, size)
     if model.device == "cpu":
-        return LIBRARIES_BYTES + weights + max(_cpu_decoding(plan, architecture, size), _cpu_training(plan, architecture))
+        working = max(_cpu_decoding(plan, architecture, size), _cpu_training(plan, architecture))
+        return LIBRARIES_BYTES + weights + working
     # A packed matrix is unpacked for each product.
     unpacked = architecture.hidden_size * architecture.intermediate_size * size if model.spec.quantization else 0
     training = max(_gpu_training(rows, architecture, size) for rows in _trainings(plan, model))
