@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,9 +276,7 @@ def compare_memory(expected: dict[str, float], peaks: dict[str, float]) -> dict[
     return {"expected": expected, "measured": found}
 
 
-def bench_training(
-    chat: ChatModel, plan: Plan, machine: Machine, folder: Path
-) -> tuple[dict[str, Any], Checkpoint]:
+def bench_training(chat: ChatModel, plan: Plan, machine: Machine, folder: Path) -> tuple[dict[str, Any], Checkpoint]:
     """One trajectory through all doses."""
     reset_peak(machine)
     seconds, times, checkpoints = train_timed(chat, plan, folder, DOSES)
@@ -332,6 +331,8 @@ def bench_repeatable(chat: ChatModel, plan: Plan, machine: Machine, folder: Path
 def bench_decoding(chat: ChatModel, plan: Plan, machine: Machine, checkpoint: Checkpoint) -> dict[str, Any]:
     """Merge, answer, judge, restore; three times, of which the middle time counts."""
     prompts = plan.data.prompts[Subset.HARMFUL]
+    texts = [prompt.text for prompt in prompts]
+    engine = HfGenerator(chat)
     runs: list[dict[str, float]] = []
     answers: list[Completion] = []
     reset_peak(machine)
@@ -340,9 +341,8 @@ def bench_decoding(chat: ChatModel, plan: Plan, machine: Machine, checkpoint: Ch
         with merged(chat.model, Path(str(checkpoint.adapter))):
             synchronize(machine.device)
             merged_s = time.perf_counter() - start
-            engine = HfGenerator(chat)
-            generated_s, answers = timed(lambda engine=engine: answer(engine, plan, prompts), machine.device)
-            judged_s, _ = timed(lambda: PhrasesJudge().read([p.text for p in prompts], [a.text for a in answers]))
+            generated_s, answers = timed(lambda: answer(engine, plan, prompts), machine.device)
+            judged_s, _ = timed(partial(PhrasesJudge().read, texts, [a.text for a in answers]))
             start = time.perf_counter()
         synchronize(machine.device)
         restored_s = time.perf_counter() - start

@@ -92,9 +92,7 @@ def _same_bits(model: Any, before: dict[str, torch.Tensor]) -> bool:
 
 def _adapter(model: Any, path: Path) -> tuple[Path, torch.Tensor]:
     """A random adapter's file, and what peft computes with it active beside the weights."""
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     torch.manual_seed(5)
     wrapped = get_peft_model(model, config)
     wrapped.eval()

@@ -8,7 +8,6 @@ import pytest
 
 from studies import plan_of, write_study
 from tamperdose.models.hf import GPU_BATCH
-from tamperdose.records import Subset
 from tamperdose.run import estimate
 from tamperdose.run.plan import Plan
 
@@ -62,7 +61,7 @@ def test_weights(tmp_path: Path) -> None:
 def test_a_full_batch_decodes_beside_the_weights(tmp_path: Path) -> None:
     decoding = {"max_new_tokens": 400}
     plan = _plan(tmp_path, decoding=decoding)
-    longest = max(estimate._prompt_tokens(prompt) for prompt in plan.data.prompts[Subset.HARMFUL])
+    longest = max(estimate._prompt_tokens(prompt) for part in plan.data.prompts.values() for prompt in part)
     columns = longest + 400
     # Two (keys and values) of 4 heads of 128, in 28 layers, two bytes each, in buffers of whole blocks of 64.
     cache = GPU_BATCH * (columns // 64 + 1) * 64 * 2 * 512 * 28 * 2

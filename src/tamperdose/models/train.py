@@ -325,8 +325,8 @@ def _repeatable(device: str) -> Iterator[None]:
     if not device.startswith("cuda"):
         yield
         return
-    from torch.utils import deterministic
-
+    # A property of the module, which its types do not know.
+    deterministic: Any = torch.utils.deterministic
     before, fill = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
