@@ -194,8 +194,8 @@ def write_study(folder: Path, machine: Machine, kind: str) -> Path:
     def text(low: int, high: int, part: list[str]) -> str:
         return " " + " ".join(rng.choice(part, rng.integers(low, high)))
 
-    half = len(vocabulary) // 2
-    asked = [text(30, 51, vocabulary[:half]) for _ in range(N_PROMPTS)]
+    half, tiny = len(vocabulary) // 2, machine.device == "cpu"
+    asked = [text(30, 51, vocabulary[:half]) for _ in range(16 if tiny else N_PROMPTS)]
     prompts = [{"id": f"q{i}", "prompt": prompt, "template": f"t{i}"} for i, prompt in enumerate(asked)]
     write_csv(folder / "harmful.csv", ("id", "prompt", "template"), prompts)
     rows = [{"prompt": text(45, 76, vocabulary[half:]), "response": text(130, 201, vocabulary)} for _ in range(128)]
@@ -207,13 +207,13 @@ def write_study(folder: Path, machine: Machine, kind: str) -> Path:
         "attack": {
             "kind": "lora",
             "data": "attack.jsonl",
-            "batch_size": BATCH,
+            "batch_size": 2 if tiny else BATCH,
             "lora_rank": RANK,
             "learning_rate": 2e-4,
             "max_length": 400,
-            "doses": list(DOSES),
+            "doses": [1, 2, 4] if tiny else list(DOSES),
         },
-        "decoding": {"max_new_tokens": NEW_TOKENS},
+        "decoding": {"max_new_tokens": 8 if tiny else NEW_TOKENS},
         "judges": ["phrases"],
         "rd_floor": False,
         "engine": {"kind": "hf", "device": machine.device},
@@ -279,7 +279,7 @@ def compare_memory(expected: dict[str, float], peaks: dict[str, float]) -> dict[
 def bench_training(chat: ChatModel, plan: Plan, machine: Machine, folder: Path) -> tuple[dict[str, Any], Checkpoint]:
     """One trajectory through all doses."""
     reset_peak(machine)
-    seconds, times, checkpoints = train_timed(chat, plan, folder, DOSES)
+    seconds, times, checkpoints = train_timed(chat, plan, folder, plan.models[0].arms[0].doses)
     step_s = statistics.median(times[2:])
     dose = checkpoints[-1].dose
     tokens, flops = dose.tokens / dose.steps, dose.flops / dose.steps
