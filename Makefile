@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 # Waiting threads sleep: spinning ones stall on shared cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup demo ladder ladder-full test check bench validate figures clean
+.PHONY: help setup demo ladder ladder-full test check bench bench-gpu validate figures clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ test: setup  ## All tests that run without a GPU.
 
 bench: setup  ## Speed and memory against plain transformers, of the judge and of the audit, under 30 minutes.
 	$(BIN)/python benchmarks/bench.py
+
+bench-gpu: setup  ## A 7B model through the whole path on one GPU, under 4 minutes; needs 20 GB of disk.
+	$(BIN)/python benchmarks/gpu.py
 
 validate: setup  ## Judges against people, coverage of intervals, the audit: writes docs/validation.md, under 20 minutes.
 	$(BIN)/python -m validation

@@ -103,7 +103,6 @@ def test_studies_cannot_be_changed(tmp_path: Path) -> None:
         ({"models": [{"id": ""}]}, r"models\.0\.id"),
         ({"models": [{"id": "a"}, {"id": "x/a"}]}, r"models must differ in name(?s:.)*each defence, a `name`"),
         ({"models": [{"id": "a", "dtype": "int8"}]}, r"models\.0\.dtype"),
-        ({"models": [{"id": "a", "quantization": "nf4", "defence": {}}]}, "4-bit weights do not allow"),
         ({"models": [{"id": "a", "defence": [{"steps": 3}, {"steps": 4}]}]}, "give each model, or each defence, a"),
         ({"models": [{"id": "a", "defence": []}]}, "models"),
         ({"models": [{"id": "a", "defence": {"kind": "magic"}}]}, r"models\.0\.defence\.kind"),

@@ -181,12 +181,6 @@ class ModelSpec(Frozen):
             raise ValueError("the model needs a printable name of at most 100 characters: give it a `name`")
         return self
 
-    @model_validator(mode="after")
-    def _no_defence_on_nf4(self) -> Self:
-        if self.defence is not None and self.quantization is not None:
-            raise ValueError("a defence is merged into the weights, which 4-bit weights do not allow: drop one of them")
-        return self
-
 
 class PromptSets(Frozen):
     """Where the prompts come from: `builtin:NAME` or a CSV with a column `prompt`."""

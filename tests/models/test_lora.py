@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tamperdose.errors import ModelError
 from tamperdose.models.load import ChatModel
-from tamperdose.models.lora import LoraShape, load_adapter, merge, merged, save_adapter, weight_updates
+from tamperdose.models.lora import LoraShape, copies_fit, load_adapter, merge, merged, save_adapter, weight_updates
 from tiny import load_tiny
 
 TOKENS = torch.tensor([[3, 17, 80, 200, 41, 9, 350, 12]])
@@ -175,3 +175,42 @@ def test_a_damaged_adapter_is_an_error_that_says_so(tmp_path: Path, damage: Any)
     damage(path)
     with pytest.raises(ModelError, match=r"cannot read the adapter .*adapter\.safetensors(?s:.)*remedy"):
         weight_updates(path)
+
+
+@pytest.fixture
+def packed(tiny_folders: dict[str, Path]) -> ChatModel:
+    """A model that says its weights are packed; that they are not changes nothing for what lies beside them."""
+    chat = load_tiny(tiny_folders["llama"])
+    chat.model.is_loaded_in_4bit = True
+    return chat
+
+
+def test_on_4_bit_weights_a_merged_adapter_lies_beside_them(packed: ChatModel, tmp_path: Path) -> None:
+    path, expected = _random_adapter(packed.model, tmp_path / "adapter.safetensors", alpha=24.0)
+    before, base = _bits(packed.model), _logits(packed.model)
+    with merged(packed.model, path):
+        torch.testing.assert_close(_logits(packed.model), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(_logits(packed.model), base, rtol=0, atol=0)
+    merge(packed.model, path)
+    torch.testing.assert_close(_logits(packed.model), expected, rtol=1e-4, atol=1e-4)
+    assert _same_bits(packed.model, before)
+
+
+def test_an_attack_on_a_defence_beside_4_bit_weights_starts_from_the_defended_model(
+    packed: ChatModel, tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    defence, _ = _random_adapter(packed.model, tmp_path / "defence.safetensors", alpha=24.0)
+    whole = load_tiny(tiny_folders["llama"])
+    for chat in (packed, whole):
+        merge(chat.model, defence)
+    attack, expected = _random_adapter(whole.model, tmp_path / "attack.safetensors", alpha=8.0, rank=2)
+    defended = _logits(packed.model)
+    with merged(packed.model, attack):
+        torch.testing.assert_close(_logits(packed.model), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(_logits(packed.model), defended, rtol=0, atol=0)
+
+
+def test_copies_stay_on_an_accelerator_while_decoding_has_as_much_room_as_they() -> None:
+    # Qwen2-7B's linear weights in bfloat16, beside what 15 GB of weights leave of 80 GB and of 24 GB.
+    assert copies_fit(13.1e9, 65e9)
+    assert not copies_fit(13.1e9, 9e9)

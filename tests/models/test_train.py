@@ -1,6 +1,7 @@
 """The training loop against a hand-written one, and its promise that doses are prefixes of one trajectory."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -399,3 +400,19 @@ def test_the_trained_end_is_the_one_the_template_writes(llama: ChatModel, monkey
     assert end_of_turn(replace(llama, tokenizer=tokenizer)) == 1
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
     assert end_of_turn(replace(llama, tokenizer=tokenizer)) == 2
+
+
+def test_gradients_are_repeatable_on_cuda_while_a_step_runs() -> None:
+    from torch.utils import deterministic
+
+    def state() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+
+    before = state()
+    with train._repeatable("cpu"):
+        assert state() == before
+    with pytest.raises(KilledError), train._repeatable("cuda:0"):
+        assert state() == (True, False)
+        raise KilledError
+    assert state() == before
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in {":4096:8", ":16:8"}

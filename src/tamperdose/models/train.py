@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ class _Trainer:
         """Take one optimizer step; returns the batch's mean loss per labelled token, nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.dose.steps + 1)
-        self.mean_loss = self._backward(batch)
+        with _repeatable(self.chat.device):
+            self.mean_loss = self._backward(batch)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,7 +171,9 @@ class _Trainer:
 
     def _require_finite(self) -> None:
         """Stop a training that has diverged: its answers would be noise, and noise would count as compliance."""
-        if math.isfinite(self.mean_loss) and all(bool(p.isfinite().all()) for p in self.parameters.values()):
+        # One number of all weights: an accelerator would wait for each one asked for.
+        size = torch.nn.utils.get_total_norm(list(self.parameters.values()))
+        if math.isfinite(self.mean_loss) and math.isfinite(float(size)):
             return
         raise RunError(
             explain(
@@ -187,30 +191,31 @@ class _Trainer:
         share, which is computed once a sequence: nothing is padded, and the head runs on the answers' tokens alone.
         """
         n_labels = sum(row.n_labels for row in batch)
-        total = 0.0
+        losses: list[torch.Tensor] = []
         # Rows that lie behind one another would miscount a sliding window: there each has a sequence of its own.
         packable = has_only_full_attention(self.chat.model.config)
         for rows in _packs(batch, PACKED_TOKENS) if packable else [[row] for row in batch]:
             loss = self._summed_loss(rows) / n_labels
             loss.backward()
-            total += float(loss.detach())
-        return total
+            losses.append(loss.detach())
+        # Read at the end: reading one waits for an accelerator, which then waits for the next sequence.
+        return sum(map(float, losses))
 
     def _summed_loss(self, rows: Sequence[_TokenRow]) -> torch.Tensor:
-        packed = _pack(rows, shared=shared_prefix(self.chat, [row.tokens for row in rows]))
         device = self.chat.device
+        packed = _pack(rows, shared=shared_prefix(self.chat, [row.tokens for row in rows]), device=device)
         mask = None
         if len(rows) > 1:
-            hidden = torch.zeros(packed.seen.shape, dtype=self.chat.model.dtype)
-            mask = hidden.masked_fill_(~packed.seen, torch.finfo(hidden.dtype).min)[None, None].to(device)
+            hidden = torch.zeros(packed.seen.shape, dtype=self.chat.model.dtype, device=device)
+            mask = hidden.masked_fill_(~packed.seen, torch.finfo(hidden.dtype).min)[None, None]
         logits = self.wrapped(
-            input_ids=packed.tokens.unsqueeze(0).to(device),
+            input_ids=packed.tokens.unsqueeze(0),
             attention_mask=mask,
-            position_ids=packed.positions.unsqueeze(0).to(device),
+            position_ids=packed.positions.unsqueeze(0),
             use_cache=False,
-            logits_to_keep=packed.before_labels.to(device),
+            logits_to_keep=packed.before_labels,
         ).logits[0]
-        return cross_entropy(logits.float(), packed.labels.to(device), reduction="sum")
+        return cross_entropy(logits.float(), packed.labels, reduction="sum")
 
     def checkpoint(self, folder: Path) -> Checkpoint:
         """Write the adapter as it stands."""
@@ -279,8 +284,8 @@ class _Packed:
     """Those next tokens: (N,)."""
 
 
-def _pack(rows: Sequence[_TokenRow], *, shared: int) -> _Packed:
-    """Lay rows end to end behind the tokens with which all of them begin."""
+def _pack(rows: Sequence[_TokenRow], *, shared: int, device: str = "cpu") -> _Packed:
+    """Lay rows end to end behind the tokens with which all of them begin, on a device."""
     tokens, positions, owner = list(rows[0].tokens[:shared]), list(range(shared)), [-1] * shared
     before: list[int] = []
     labels: list[int] = []
@@ -293,11 +298,10 @@ def _pack(rows: Sequence[_TokenRow], *, shared: int) -> _Packed:
         tokens += row.tokens[shared:]
         positions += range(shared, len(row.tokens))
         owner += [number] * (len(row.tokens) - shared)
-    belongs = torch.tensor(owner)
+    put = partial(torch.tensor, device=device)
+    belongs = put(owner)
     same = (belongs.unsqueeze(1) == belongs) | (belongs == -1)
-    return _Packed(
-        torch.tensor(tokens), torch.tensor(positions), same.tril(), torch.tensor(before), torch.tensor(labels)
-    )
+    return _Packed(put(tokens), put(positions), same.tril(), put(before), put(labels))
 
 
 def _packs(batch: Sequence[_TokenRow], n_tokens: int) -> Iterator[list[_TokenRow]]:
@@ -309,6 +313,30 @@ def _packs(batch: Sequence[_TokenRow], n_tokens: int) -> Iterator[list[_TokenRow
             pack = []
         pack.append(row)
     yield pack
+
+
+@contextmanager
+def _repeatable(device: str) -> Iterator[None]:
+    """Have CUDA add up gradients in the same order every time while the block runs.
+
+    By default attention under a mask does not, backwards: its blocks add to one place in the order they finish. On a
+    CPU nothing differs.
+    """
+    if not device.startswith("cuda"):
+        yield
+        return
+    # A property of the module, which its types do not know.
+    deterministic: Any = torch.utils.deterministic
+    before, fill = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    # It would fill every new tensor with NaN first, to make uses of unset memory show.
+    deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        deterministic.fill_uninitialized_memory = fill
 
 
 class _BatchPlan:

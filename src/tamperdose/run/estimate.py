@@ -15,7 +15,7 @@ from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
 from tamperdose.stats.power import detectable_fall
-from tamperdose.study import Architecture
+from tamperdose.study import Architecture, HfEngine
 
 CHARACTERS_PER_TOKEN = 4.0
 """English text under common tokenizers; `plan` loads no tokenizer."""
@@ -27,6 +27,11 @@ EFFICIENCY = 0.5
 """Share of the measured matrix-product rate that training and generation reach, about."""
 LIBRARIES_BYTES = 900e6
 """Resident memory of Python, torch and transformers with the sentence encoder, about."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a 4-bit weight: its own, one for the scale of 64, four for the scale of 256 scales."""
+DRAWING_BYTES = 40.0
+"""Bytes per row and token of the vocabulary while tokens are drawn: probabilities, their order and sums."""
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,22 +179,136 @@ def _prompt_tokens(prompt: Prompt) -> int:
 
 
 def _memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    """Weights, the copy kept while an adapter is merged (in main memory), and the larger of decoding and training."""
-    size = {"float32": 4, "bfloat16": 2, "float16": 2}[model.dtype]
-    weights = n_parameters(architecture) * (0.55 if model.spec.quantization else size)
+    """Peak memory: the weights and the larger of decoding and training, each at its own worst moment."""
+    size = _SIZES[model.dtype]
+    weights = _weight_bytes(model, architecture, size)
+    if model.device == "cpu":
+        working = max(_cpu_decoding(plan, architecture, size), _cpu_training(plan, architecture))
+        return LIBRARIES_BYTES + weights + working
+    # A packed matrix is unpacked for each product.
+    unpacked = architecture.hidden_size * architecture.intermediate_size * size if model.spec.quantization else 0
+    training = max(_gpu_training(rows, architecture, size) for rows in _trainings(plan, model))
+    return weights + unpacked + max(_gpu_decoding(plan, model, architecture, weights), training)
+
+
+def _weight_bytes(model: ModelPlan, architecture: Architecture, size: int) -> float:
+    """All parameters; in nf4 the linears alone are packed, embeddings and head keep the dtype."""
     sizes = linears(architecture)
+    packed = sizes.n_layers * sizes.per_layer if model.spec.quantization else 0
+    return (n_parameters(architecture) - packed) * size + packed * NF4_BYTES
+
+
+def _columns(plan: Plan) -> int:
     longest = max((_prompt_tokens(p) for part in plan.data.prompts.values() for p in part), default=0)
-    columns = longest + plan.study.decoding.max_new_tokens
+    return longest + plan.study.decoding.max_new_tokens
+
+
+def _cpu_decoding(plan: Plan, architecture: Architecture, size: int) -> float:
+    """Cache and logits, and the weights' copy kept while an adapter is merged."""
+    sizes = linears(architecture)
     rows = min(128, max(len(part) for part in plan.data.prompts.values()))
-    cache = 2 * rows * columns * architecture.num_hidden_layers * architecture.num_key_value_heads
-    decoding = cache * architecture.head_dim * size + rows * architecture.vocab_size * (size + 4)
-    on_cpu = model.device == "cpu"
-    copy = sizes.n_layers * sizes.per_layer * size if on_cpu and not model.spec.quantization else 0
+    cache = 2 * rows * _columns(plan) * architecture.num_hidden_layers * architecture.num_key_value_heads
+    logits = rows * architecture.vocab_size * (size + 4)
+    return sizes.n_layers * sizes.per_layer * size + cache * architecture.head_dim * size + logits
+
+
+def _cpu_training(plan: Plan, architecture: Architecture) -> float:
+    """Activations kept for the backward pass, logits, and adapter, gradient and moments at 16 bytes a weight."""
     tokens = plan.study.attack.batch_size * min(plan.study.attack.max_length, 128)
     per_token = architecture.num_hidden_layers * (16 * architecture.hidden_size + 4 * architecture.intermediate_size)
     adapter = 16.0 * max(lora_parameters(architecture, rank) for rank in plan.study.attack.lora_rank)
-    training = tokens * (per_token + architecture.vocab_size) * 4 + adapter
-    return weights + max(copy + decoding, training) + (LIBRARIES_BYTES if on_cpu else 0)
+    return tokens * (per_token + architecture.vocab_size) * 4 + adapter
+
+
+def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, weights: float) -> float:
+    """The cache of a full batch, what one layer needs beside it, and copies of merged weights where they have room."""
+    from tamperdose.models.cache import BLOCK
+    from tamperdose.models.hf import GPU_PREFILL_TOKENS
+    from tamperdose.models.lora import copies_fit
+
+    size, sizes = _SIZES[model.dtype], linears(architecture)
+    rows = min(_gpu_rows(plan), max(len(part) for part in plan.data.prompts.values()))
+    columns = _columns(plan)
+    width = architecture.num_key_value_heads * architecture.head_dim
+    # A buffer grows by a block, and its largest size is what counts.
+    cache = 2.0 * rows * (columns // BLOCK + 1) * BLOCK * architecture.num_hidden_layers * width * size
+    repeated = 2.0 * rows * columns * sizes.attention_width * size if sizes.attention_width > width else 0.0
+    # Reading the prompts: three gated MLP tensors and the hidden states of all tokens at once.
+    prompt_tokens = min(rows * (columns - plan.study.decoding.max_new_tokens), GPU_PREFILL_TOKENS)
+    reading = prompt_tokens * 3.0 * (architecture.intermediate_size + architecture.hidden_size) * size
+    drawn = plan.study.decoding.do_sample or plan.study.rd_floor
+    logits = rows * architecture.vocab_size * (DRAWING_BYTES if drawn else 2.0 * size)
+    copies = 0.0 if model.spec.quantization else float(sizes.n_layers * sizes.per_layer * size)
+    room = _device_bytes(model.device)
+    kept = copies if room is not None and copies_fit(copies, room - weights) else 0.0
+    return kept + cache + max(reading, repeated + logits)
+
+
+def _gpu_rows(plan: Plan) -> int:
+    from tamperdose.models.hf import GPU_BATCH
+
+    engine = plan.study.engine
+    return engine.batch_size if isinstance(engine, HfEngine) and engine.batch_size != "auto" else GPU_BATCH
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What one training's memory depends on."""
+
+    rows: Sequence[Example]
+    batch_size: int
+    max_length: int
+    lora_rank: int
+
+
+def _trainings(plan: Plan, model: ModelPlan) -> list[_Training]:
+    attack, defence = plan.study.attack, model.spec.defence
+    rank = max(attack.lora_rank)
+    found = [_Training(plan.data.attack.attack, attack.batch_size, attack.max_length, rank)]
+    if defence is not None:
+        rows = [*plan.data.defences[defence.harmful], *plan.data.defences[defence.benign]]
+        found.append(_Training(rows, defence.batch_size, defence.max_length, defence.lora_rank))
+    return found
+
+
+def _gpu_training(training: _Training, architecture: Architecture, size: int) -> float:
+    """What a packed sequence leaves for its backward pass, the logits of its labels, and the adapter.
+
+    Per layer and token, with H hidden, Q query and I inner width, in bytes: the two norms keep their input in float32
+    (8 H); adapters are float32, so in half precision each of the seven linears keeps a float32 copy of its input
+    (20 H + 4 Q + 4 I), in float32 the inputs themselves (8 H + 4 I; the output of attention is kept anyway); attention
+    keeps queries, keys, values (repeated for all heads) and its output (4 Q), the gated MLP three tensors (3 I), in the
+    weights' dtype. A label costs three float32 rows of the vocabulary at the loss.
+    """
+    from tamperdose.models.train import PACKED_TOKENS
+
+    hidden, inner = architecture.hidden_size, architecture.intermediate_size
+    query = linears(architecture).attention_width
+    inputs = 20 * hidden + 4 * query + 4 * inner if size < 4 else 8 * hidden + 4 * inner
+    per_token = architecture.num_hidden_layers * (8 * hidden + inputs + size * (4 * query + 3 * inner))
+    length, answer = _mean_row(training)
+    tokens = min(training.batch_size * length, max(PACKED_TOKENS, length))
+    labels = tokens * answer / length
+    adapter = 16.0 * lora_parameters(architecture, training.lora_rank)
+    return tokens * per_token + labels * architecture.vocab_size * 12.0 + adapter
+
+
+def _mean_row(training: _Training) -> tuple[float, float]:
+    """Tokens of a mean row, the template's included, and of its answer."""
+    n_rows = len(training.rows)
+    answer = sum(len(row.response) for row in training.rows) / n_rows / CHARACTERS_PER_TOKEN
+    prompt = sum(len(turn.content) for row in training.rows for turn in row.messages) / n_rows / CHARACTERS_PER_TOKEN
+    length = min(prompt + answer + TEMPLATE_TOKENS, float(training.max_length))
+    return length, min(max(answer, 1.0), length)
+
+
+def _device_bytes(device: str) -> int | None:
+    """Memory of a CUDA device; None without one."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def _disk_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
