@@ -323,7 +323,7 @@ def _dose_and_path(text: str, number: int) -> tuple[int, Path]:
 def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, force: bool) -> None:
     """Print the dose table, what the audit says of it, and where everything lies."""
     from tamperdose.report.comparisons import comparisons_of
-    from tamperdose.report.responses import read_json, read_responses
+    from tamperdose.report.responses import read_costs, read_json, read_responses
     from tamperdose.report.select import headline_judge
     from tamperdose.report.tables import dose_table, not_supported
     from tamperdose.run.audit import read_audit
@@ -342,7 +342,11 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
         audited = None if found is None else to_json(found)
         figures = [str(path) for path in drawn]
         printed = {"metrics": str(metrics), "figures": figures, "audit": audited, "doses": doses}
-        told = {"dose_response": read_responses(folder, judge), "scaling": read_json(folder / SCALING_JSON) or None}
+        told = {
+            "dose_response": read_responses(folder, judge),
+            "costs": read_costs(folder, judge),
+            "scaling": read_json(folder / SCALING_JSON) or None,
+        }
         _print_json(printed | comparisons_of(folder, judge) | told)
     else:
         _headline(folder, metrics, force=force)

@@ -10,6 +10,7 @@ from tamperdose.models.flops import generation_flops, linears, lora_parameters, 
 from tamperdose.models.load import find_architecture
 from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Example, Prompt, Subset
+from tamperdose.run.costs import SECONDS_PER_HOUR
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
@@ -51,6 +52,8 @@ class Cost:
     """Time still to go on this machine; None where its speed is not known."""
     base_training_s: float | None = None
     """Of that, for training an organism that is not in the cache yet; None for every other model."""
+    usd: float | None = None
+    """Of the time still to go, at the study's price of a device-hour; None without one, or without a time."""
 
 
 def estimate_costs(plan: Plan, ledger: Ledger) -> list[Cost]:
@@ -68,6 +71,8 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
     rate = _matmul_rate(model.device, model.dtype)
     organism = untrained(model) if share else None
     first = None if organism is None else training_seconds(organism)
+    seconds = None if rate is None else (first or 0.0) + share * (training + generating) / (EFFICIENCY * rate)
+    price = plan.study.price_per_device_hour
     return Cost(
         model=model.spec.label,
         params_b=n_parameters(architecture) / 1e9,
@@ -76,8 +81,9 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
         remaining_share=share,
         memory_bytes=_memory_bytes(plan, model, architecture),
         disk_bytes=_disk_bytes(plan, model, architecture),
-        seconds=None if rate is None else (first or 0.0) + share * (training + generating) / (EFFICIENCY * rate),
+        seconds=seconds,
         base_training_s=first,
+        usd=None if price is None or seconds is None else price * seconds / SECONDS_PER_HOUR,
     )
 
 
