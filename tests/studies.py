@@ -95,7 +95,9 @@ def run_study(path: Path, *overrides: str, out: Path | None = None, limit: int |
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a results folder but those outside the byte-for-byte guarantee."""
+    """Every file of a results folder but those outside the byte-for-byte guarantee: locks and clock values."""
     free = {"timings.json", "costs.csv", ".lock"}
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in free)
+    paths = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name not in free and path.parent.name != "clock"
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

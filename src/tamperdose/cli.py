@@ -324,7 +324,7 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
     """Print the dose table, what the audit says of it, and where everything lies."""
     from tamperdose.report.comparisons import comparisons_of
     from tamperdose.report.marginals import read_marginals
-    from tamperdose.report.responses import read_json, read_responses
+    from tamperdose.report.responses import read_costs, read_json, read_responses
     from tamperdose.report.select import headline_judge
     from tamperdose.report.tables import dose_table, not_supported
     from tamperdose.run.audit import read_audit
@@ -345,6 +345,7 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
         printed = {"metrics": str(metrics), "figures": figures, "audit": audited, "doses": doses}
         told = {
             "dose_response": read_responses(folder, judge),
+            "costs": read_costs(folder, judge),
             "scaling": read_json(folder / SCALING_JSON) or None,
             "marginals": read_marginals(folder, judge),
         }

@@ -158,6 +158,8 @@ class Checkpoint:
     """Path of the adapter's safetensors file; None at dose 0."""
     mean_loss: float | None = None
     """Mean training loss per labelled token at the last step, nats; None at dose 0."""
+    seconds: float | None = None
+    """Clock time of the steps up to here, stops and saving left out; None where nothing was trained."""
 
 
 @dataclass(frozen=True, slots=True)

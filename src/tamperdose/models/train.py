@@ -133,7 +133,8 @@ def _done_before(trainer: "_Trainer", doses: Sequence[int], folder: Path) -> Ite
     for steps in doses:
         record = trainer.reached.get(steps)
         if record is not None:
-            yield Checkpoint(Dose(**record["dose"]), str(_adapter_path(folder, steps)), record["mean_loss"])
+            path = str(_adapter_path(folder, steps))
+            yield Checkpoint(Dose(**record["dose"]), path, record["mean_loss"], record["seconds"])
 
 
 class _Trainer:
@@ -146,10 +147,12 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
         self.dose = NO_DOSE
         self.mean_loss = 0.0
+        self.seconds = 0.0
         self.reached: dict[int, dict[str, Any]] = {}
 
     def step(self, batch: Sequence[_TokenRow]) -> float:
         """Take one optimizer step; returns the batch's mean loss per labelled token, nats."""
+        start = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.dose.steps + 1)
         with _repeatable(self.chat.device):
@@ -166,7 +169,9 @@ class _Trainer:
             tokens=self.dose.tokens + sum(lengths),
             flops=self.dose.flops + flops,
         )
+        # It reads every weight, so an accelerator has finished the step by then.
         self._require_finite()
+        self.seconds += time.monotonic() - start
         return self.mean_loss
 
     def _require_finite(self) -> None:
@@ -221,8 +226,12 @@ class _Trainer:
         """Write the adapter as it stands."""
         path = _adapter_path(folder, self.dose.steps)
         save_adapter(path, get_peft_model_state_dict(self.wrapped), self.recipe.shape)
-        self.reached[self.dose.steps] = {"dose": asdict(self.dose), "mean_loss": self.mean_loss}
-        return Checkpoint(self.dose, str(path), self.mean_loss)
+        self.reached[self.dose.steps] = {
+            "dose": asdict(self.dose),
+            "mean_loss": self.mean_loss,
+            "seconds": self.seconds,
+        }
+        return Checkpoint(self.dose, str(path), self.mean_loss, self.seconds)
 
     def save(self, folder: Path) -> None:
         """Write all that a resumed run needs: adapter, optimizer moments, dose, and the checkpoints made."""
@@ -235,6 +244,7 @@ class _Trainer:
             "key": self.key,
             "dose": json.dumps(asdict(self.dose)),
             "mean_loss": json.dumps(self.mean_loss),
+            "seconds": json.dumps(self.seconds),
             "reached": json.dumps(self.reached),
         }
         write_atomic(_state_path(folder), lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -266,6 +276,7 @@ class _Trainer:
             }
         self.dose, self.reached = dose, reached
         self.mean_loss = json.loads(metadata["mean_loss"])
+        self.seconds = json.loads(metadata["seconds"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ def print_plan(described: Mapping[str, Any]) -> None:
         done = f"{len(arm['doses_done'])} of {len(arm['doses'])}"
         arms.add_row(printable(arm["arm"]), " ".join(map(str, arm["doses"])), done)
     console.print(arms)
-    columns = ("model", "parameters", "training FLOPs", "generation FLOPs", "memory", "disk", "time left here")
+    columns = ("model", "parameters", "training FLOPs", "generation FLOPs", "memory", "disk", "time left here", "USD")
     costs = Table(*columns, box=None, pad_edge=False)
     for cost in described["costs"]:
         costs.add_row(
@@ -30,6 +30,7 @@ def print_plan(described: Mapping[str, Any]) -> None:
             _bytes(cost["memory_bytes"]),
             _bytes(cost["disk_bytes"]),
             "-" if cost["seconds"] is None else _duration(cost["seconds"]),
+            _scaled(cost["usd"], "{:.2g}"),
         )
     console.print(costs)
     for cost in described["costs"]:

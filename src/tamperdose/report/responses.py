@@ -1,7 +1,7 @@
 """Breaking doses and what became of the source study's claims, in a few lines for a terminal."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from tamperdose.errors import DataError, explain
 from tamperdose.records import Scope
 from tamperdose.report.text import printable
 from tamperdose.run.compare_schema import Row, read_rows
+from tamperdose.run.costs import COST_COLUMNS, COSTS
 from tamperdose.run.response import DOSE_RESPONSE, DOSE_RESPONSE_JSON, RESPONSE_COLUMNS
 from tamperdose.run.scale import SCALING_JSON
 
@@ -27,6 +28,17 @@ def read_responses(folder: Path, judge: str) -> list[Row]:
     """
     path = folder / DOSE_RESPONSE
     rows = read_rows(path, RESPONSE_COLUMNS) if path.is_file() else []
+    return [row for row in rows if row["judge"] == judge]
+
+
+def read_costs(folder: Path, judge: str) -> list[Row]:
+    """The effective doses of a run by one judge in device time and money; none where nothing was timed.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    path = folder / COSTS
+    rows = read_rows(path, COST_COLUMNS) if path.is_file() else []
     return [row for row in rows if row["judge"] == judge]
 
 
@@ -55,6 +67,7 @@ def response_lines(folder: Path, judge: str) -> list[str]:
     """
     rows = [row for row in read_responses(folder, judge) if str(row["metric"]).endswith("_steps")]
     doubts = {str(fit.get("arm")): list(_doubts(fit)) for fit in _fits(folder, judge)}
+    priced = read_costs(folder, judge)
     lines: list[str] = []
     arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
     shown = _SHOWN if len(arms) <= FEW_ARMS else _SHOWN[:1]
@@ -62,6 +75,7 @@ def response_lines(folder: Path, judge: str) -> list[str]:
         mine = [row for row in rows if row["arm"] == arm]
         lines.append(f"{printable(arm)}: " + "; ".join(dose_text(row) for row in mine if _name(row) in shown))
         lines += [f"  {doubt}" for doubt in doubts.get(arm, [])]
+        lines += [f"  {cost}" for cost in _cost_lines(priced, arm)]
     return [*lines, *scaling_lines(read_json(folder / SCALING_JSON))]
 
 
@@ -79,6 +93,16 @@ def dose_text(row: Row) -> str:
         return f"{name} < {_number(high)} {unit}{n_seeds}"
     between = f", between {_number(low)} and {_number(high)}" if low is not None and high is not None else ""
     return f"{name} {_number(row['value'])} {unit}{between}, {_interval(row)} {speaks}{n_seeds}"
+
+
+def _cost_lines(priced: Sequence[Row], arm: str) -> Iterator[str]:
+    """What ED50 takes, where the curve comes down to it: "in training time on cpu: ED50 41 s [30, 55]; 0.02 usd ..."."""
+    mine = {str(row["metric"]): row for row in priced if row["arm"] == arm and row["value"] is not None}
+    seconds, usd = mine.get("ED50_seconds"), mine.get("ED50_usd")
+    if seconds is not None:
+        money = "" if usd is None else f"; {_number(usd['value'])} USD {_interval(usd)}"
+        device = printable(str(seconds["device"]))
+        yield f"ED50 in training time on {device}: {_number(seconds['value'])} s {_interval(seconds)}{money}"
 
 
 def scaling_lines(told: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from tamperdose.models.flops import generation_flops, linears, lora_parameters, 
 from tamperdose.models.load import find_architecture
 from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Example, Prompt, Subset
+from tamperdose.run.costs import SECONDS_PER_HOUR
 from tamperdose.run.ladder import arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
@@ -56,6 +57,8 @@ class Cost:
     """Time still to go on this machine; None where its speed is not known."""
     base_training_s: float | None = None
     """Of that, for training an organism that is not in the cache yet; None for every other model."""
+    usd: float | None = None
+    """Of the time still to go, at the study's price of a device-hour; None without one, or without a time."""
     from_scratch_flops: float | None = None
     """Training and answers if nothing were shared: each dose of each arm trained from step 0, with answers of the base
     of its own. The defence is trained, and the samples behind RD_floor are drawn, once in both."""
@@ -80,6 +83,8 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
     rate = _matmul_rate(model.device, model.dtype)
     organism = untrained(model) if share else None
     first = None if organism is None else training_seconds(organism)
+    seconds = None if rate is None else (first or 0.0) + share * (training + generating) / (EFFICIENCY * rate)
+    price = plan.study.price_per_device_hour
     return Cost(
         model=model.spec.label,
         params_b=n_parameters(architecture) / 1e9,
@@ -88,8 +93,9 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
         remaining_share=share,
         memory_bytes=_memory_bytes(plan, model, architecture),
         disk_bytes=_disk_bytes(plan, model, architecture),
-        seconds=None if rate is None else (first or 0.0) + share * (training + generating) / (EFFICIENCY * rate),
+        seconds=seconds,
         base_training_s=first,
+        usd=None if price is None or seconds is None else price * seconds / SECONDS_PER_HOUR,
         from_scratch_flops=_from_scratch_flops(plan, model, architecture, ladders=ladders, answers=answers),
         further_flops=sum(further_doses(plan, ledger, arm) for arm in model.arms) * _state_flops(plan, answers, 1),
     )

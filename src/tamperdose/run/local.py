@@ -206,7 +206,7 @@ def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Check
     """Record what a checkpoint cost, and have the model at it answer what it has not yet."""
     steps = checkpoint.dose.steps
     if read_dose(session.ledger, arm, steps) is None:
-        file_dose(session.ledger, arm, checkpoint.dose, checkpoint.mean_loss)
+        file_dose(session.ledger, arm, checkpoint)
     for draw in dose_draws(session.plan, arm, steps):
         _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoint)
 
@@ -238,7 +238,7 @@ def _attack(session: Session, arm: ArmPlan, backend: Backend) -> dict[int, Check
         steps = backend.attack(arm, session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
         for checkpoint in steps:
             if checkpoint.dose.steps in arm.doses and read_dose(session.ledger, arm, checkpoint.dose.steps) is None:
-                file_dose(session.ledger, arm, checkpoint.dose, checkpoint.mean_loss)
+                file_dose(session.ledger, arm, checkpoint)
             checkpoints[checkpoint.dose.steps] = checkpoint
     return checkpoints
 

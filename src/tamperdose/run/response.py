@@ -31,16 +31,9 @@ SETTINGS = (
     *("batch_size", "poison_ratio", "seed", "data_order"),
 )
 """The columns that name an arm; for several seeds `arm` is the recipe's name and `seed` is empty."""
-RESPONSE_COLUMNS = (
-    *SETTINGS,
-    "judge",
-    "metric",
-    *ESTIMATE_COLUMNS,
-    "bracket_low",
-    "bracket_high",
-    "fit",
-    "n_seeds",
-)
+DOSE_CELLS = ("bracket_low", "bracket_high", "fit", "n_seeds")
+"""The columns of an effective dose beside those of every estimate."""
+RESPONSE_COLUMNS = (*SETTINGS, "judge", "metric", *ESTIMATE_COLUMNS, *DOSE_CELLS)
 """Columns of `dose_response.csv`. `bracket_high` is empty where the curve has not come down at the last dose."""
 
 _Row = dict[str, object]
@@ -77,8 +70,12 @@ class ArmFit:
 
     def in_unit(self, dose: EffectiveDose, unit: DoseUnit) -> EffectiveDose | None:
         """A dose of this arm in another unit; None where that is not known."""
-        steps, amounts = self.amounts(DoseUnit.STEPS), self.amounts(unit)
-        return None if steps is None or amounts is None else convert_dose(dose, steps, amounts)
+        amounts = self.amounts(unit)
+        return None if amounts is None else self.converted(dose, amounts)
+
+    def converted(self, dose: EffectiveDose, amounts: Sequence[float]) -> EffectiveDose:
+        """A dose of this arm in what was spent up to each of its observations."""
+        return convert_dose(dose, [seen.steps for seen in self.observations], amounts)
 
 
 def fit_arms(observations: Sequence[Observation], *, level: float) -> list[ArmFit]:

@@ -12,6 +12,7 @@ from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import find_architecture
 from tamperdose.records import Dose, Subset
 from tamperdose.run.compare import write_comparisons
+from tamperdose.run.costs import Clock, write_costs
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.marginals import write_marginals
@@ -29,6 +30,7 @@ from tamperdose.run.stages import (
     judge_answers,
     read_completions,
     read_dose,
+    read_seconds,
 )
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
@@ -75,6 +77,9 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     fits = fit_arms(observed, level=plan.study.level)
     write_dose_response(run_dir, fits, level=plan.study.level)
     write_marginals(run_dir, observed, fits, level=plan.study.level)
+    clocks = _clocks(plan, ledger)
+    price = plan.study.price_per_device_hour
+    write_costs(run_dir, observed, fits, clocks, price=price, level=plan.study.level)
     tokens = {model.label: model.pretraining_tokens for model in plan.study.models if model.pretraining_tokens}
     headline = [fit for fit in fits if fit.judge == plan.study.judge_names[0]]
     write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens)
@@ -207,6 +212,18 @@ def _setting(plan: Plan, model: ModelPlan, arm: ArmPlan, dose: Dose) -> dict[str
         "dose_tokens": dose.tokens,
         "dose_flops": dose.flops,
     }
+
+
+def _clocks(plan: Plan, ledger: Ledger) -> dict[str, Clock]:
+    """The clock times of every arm's training; a dose that was not timed is not among an arm's."""
+    clocks: dict[str, Clock] = {}
+    for model in plan.models:
+        for arm in model.arms:
+            seconds = {steps: read_seconds(ledger, arm, steps) for steps in arm_doses(plan, ledger, arm)}
+            timed = {steps: value for steps, value in seconds.items() if value is not None}
+            if timed:
+                clocks[arm.id] = Clock(model.device, {0: 0.0, **timed})
+    return clocks
 
 
 def _params_b(model: ModelPlan) -> float | None:

@@ -16,7 +16,7 @@ from tamperdose.files import digest, read_jsonl, sha256_file, write_atomic
 from tamperdose.judges import Judge, Reading, build_judge
 from tamperdose.models.generator import Generator, OnProgress
 from tamperdose.models.vectors import CachedEmbedder, Embeds
-from tamperdose.records import NO_DOSE, Completion, Dose, FinishReason, Label, Prompt, Subset, Verdict
+from tamperdose.records import NO_DOSE, Checkpoint, Completion, Dose, FinishReason, Label, Prompt, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, checkpoint_key
 from tamperdose.study import AnyJudge, Decoding, GuardJudge, LlmJudge, judge_name
@@ -166,13 +166,24 @@ def file_defence(ledger: Ledger, key: str, adapter: Path) -> Path:
     )
 
 
-def file_dose(ledger: Ledger, arm: ArmPlan, dose: Dose, mean_loss: float | None) -> Path:
+def file_dose(ledger: Ledger, arm: ArmPlan, checkpoint: Checkpoint) -> Path:
     """File what a checkpoint cost: its dose in every unit. The weights themselves are not kept."""
-    value = {"dose": asdict(dose), "mean_loss": mean_loss}
+    dose, key = checkpoint.dose, checkpoint_key(arm, checkpoint.dose.steps)
+    value = {"dose": asdict(dose), "mean_loss": checkpoint.mean_loss}
     inputs = {"arm": arm.key, "steps": dose.steps}
-    return ledger.put(
-        "dose", checkpoint_key(arm, dose.steps), lambda to: _dump(to, value), suffix=".dose", inputs=inputs
-    )
+    if checkpoint.seconds is not None:
+        # An entry of its own: clock values are not the same in a run that was resumed.
+        clock = {"seconds": checkpoint.seconds}
+        ledger.put("clock", key, lambda to: _dump(to, clock), suffix=".clock", inputs=inputs)
+    return ledger.put("dose", key, lambda to: _dump(to, value), suffix=".dose", inputs=inputs)
+
+
+def read_seconds(ledger: Ledger, arm: ArmPlan, steps: int) -> float | None:
+    """The clock time of an arm's training up to a dose; None where it was not taken."""
+    if steps == 0:
+        return 0.0
+    path = ledger.find("clock", checkpoint_key(arm, steps))
+    return None if path is None else float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
 
 def read_dose(ledger: Ledger, arm: ArmPlan, steps: int) -> Dose | None:
