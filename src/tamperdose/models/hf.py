@@ -19,6 +19,7 @@ from tamperdose.files import digest
 from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated
 from tamperdose.models.generator import OnProgress, prompt_rng
 from tamperdose.models.load import ChatModel
+from tamperdose.models.packed import packed
 from tamperdose.records import Completion, FinishReason, Message, Prompt
 from tamperdose.study import Decoding
 
@@ -98,12 +99,13 @@ class HfGenerator:
             for prompt, tokens in zip(prompts, encode_prompts(self.chat, prompts, decoding.max_new_tokens), strict=True)
         ]
         waiting = sorted(rows, key=lambda row: -len(row.tokens))
-        while waiting:
-            batch = waiting[: self.batch_size]
-            if self._decoded(batch, decoding, on_progress):
-                del waiting[: len(batch)]
-            else:
-                self._halve()
+        with packed(self.chat.model):
+            while waiting:
+                batch = waiting[: self.batch_size]
+                if self._decoded(batch, decoding, on_progress):
+                    del waiting[: len(batch)]
+                else:
+                    self._halve()
         answers = self.chat.tokenizer.batch_decode([row.answer for row in rows], skip_special_tokens=True)
         return [
             Completion(

@@ -144,7 +144,9 @@ class _Trainer:
         self.chat, self.wrapped, self.recipe, self.key = chat, wrapped, recipe, key
         self.architecture = architecture_of(chat.model.config)
         self.parameters = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0, fused=chat.device != "mps"
+        )
         self.dose = NO_DOSE
         self.mean_loss = 0.0
         self.seconds = 0.0
