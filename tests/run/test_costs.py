@@ -1,16 +1,14 @@
 """Device time and money: what each dose took, and the breaking doses in both."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from studies import files_of, run_study
+from observations import DOSES, arm
 from tamperdose.report.responses import response_lines
 from tamperdose.run.compare_schema import Row, read_rows
-from tamperdose.run.costs import COST_COLUMNS, COSTS, Clock, write_costs
+from tamperdose.run.costs import COST_COLUMNS, Clock, write_costs
 from tamperdose.run.response import fit_arms, write_dose_response
-from test_response import DOSES, arm
 
 SECONDS = {steps: 2.0 * steps for steps in DOSES}
 
@@ -71,18 +69,3 @@ def test_seeds_are_priced_each_by_its_own_clock(tmp_path: Path) -> None:
         product *= float(str(value))
     assert over["n_seeds"] == 3
     assert over["value"] == pytest.approx(product ** (1 / 3), rel=0.05)
-
-
-def test_a_run_times_its_training_and_a_second_look_changes_nothing(tiny_study: Path) -> None:
-    price = "price_per_device_hour=3.5"
-    run = run_study(tiny_study, price)
-    rows = read_rows(run / COSTS, COST_COLUMNS)
-    seconds = [row["value"] for row in rows if row["metric"] == "attack_seconds"]
-    assert seconds[0] == 0
-    assert all(float(str(a)) < float(str(b)) for a, b in zip(seconds, seconds[1:], strict=False))
-    before, costs = files_of(run), (run / COSTS).read_bytes()
-    run_study(tiny_study, price)
-    assert files_of(run) == before
-    assert (run / COSTS).read_bytes() == costs
-    for record in (run / "ledger" / "clock").glob("*.clock"):
-        assert set(json.loads(record.read_text())) == {"seconds"}

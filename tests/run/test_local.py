@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tamperdose.models.lora import merged
 from tamperdose.models.scripted import refusal_probability
 from tamperdose.records import Label, Prompt, Subset
 from tamperdose.run.checks import describe_status
+from tamperdose.run.compare_schema import read_rows
+from tamperdose.run.costs import COST_COLUMNS, COSTS
 from tamperdose.run.estimate import describe_plan
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import count_stages
@@ -694,3 +697,18 @@ def test_benign_prompts_may_be_asked_at_the_ends_alone(tmp_path: Path) -> None:
     over = frame[frame["metric"] == "over_refusal_rate"]
     assert sorted(set(over["dose_steps"])) == [0, 4]
     assert sorted(set(frame["dose_steps"])) == [0, 1, 2, 4]
+
+
+def test_a_run_times_its_training_and_a_second_look_changes_nothing(tiny_study: Path) -> None:
+    price = "price_per_device_hour=3.5"
+    run = run_study(tiny_study, price)
+    rows = read_rows(run / COSTS, COST_COLUMNS)
+    seconds = [row["value"] for row in rows if row["metric"] == "attack_seconds"]
+    assert seconds[0] == 0
+    assert all(float(str(a)) < float(str(b)) for a, b in pairwise(seconds))
+    before, costs = files_of(run), (run / COSTS).read_bytes()
+    run_study(tiny_study, price)
+    assert files_of(run) == before
+    assert (run / COSTS).read_bytes() == costs
+    for record in (run / "ledger" / "clock").glob("*.clock"):
+        assert set(json.loads(record.read_text())) == {"seconds"}

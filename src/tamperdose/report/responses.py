@@ -96,7 +96,7 @@ def dose_text(row: Row) -> str:
 
 
 def _cost_lines(priced: Sequence[Row], arm: str) -> Iterator[str]:
-    """What ED50 takes, where the curve comes down to it: "in training time on cpu: ED50 41 s [30, 55]; 0.02 usd ..."."""
+    """What ED50 takes where the curve comes down to it: "ED50 in training time on cpu: 41 s [30, 55]; 0.02 USD ..."."""
     mine = {str(row["metric"]): row for row in priced if row["arm"] == arm and row["value"] is not None}
     seconds, usd = mine.get("ED50_seconds"), mine.get("ED50_usd")
     if seconds is not None:

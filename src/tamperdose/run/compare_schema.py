@@ -103,7 +103,7 @@ SEED_COLUMNS = (
 _TEXT = {
     *("study", "arm", "recipe", "model", "judge", "judge_1", "judge_2", "reading", "metric", "seeds"),
     *("method", "p_method", "scope", "reason", "factor", "factor_level", "reference", "differs_in"),
-    *("defence", "attack", "data_order", "censored", "fit"),
+    *("defence", "attack", "data_order", "censored", "fit", "device"),
 }
 _WHOLE = {
     *("seed", "dose_steps", "n", "n_unreadable", "n_templates", "n_tests", "n_seeds"),

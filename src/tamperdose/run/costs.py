@@ -90,9 +90,7 @@ def _of_seeds(
     first = arms[0].first
     clock = clocks.get(str(first.setting["arm"]))
     for unit, factor in units.items():
-        each = [
-            _in_unit(arm, arm.doses()[metric], clocks.get(str(arm.first.setting["arm"])), factor) for arm in arms
-        ]
+        each = [_in_unit(arm, arm.doses()[metric], clocks.get(str(arm.first.setting["arm"])), factor) for arm in arms]
         found = [dose for dose in each if dose is not None]
         if clock is not None and len(found) == len(arms):
             named = _named(first, clock) | {"arm": recipe_label(first), "seed": None, "judge": arms[0].judge}
