@@ -44,10 +44,10 @@ def _is_supported() -> bool:
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPS)
 
 
-def _is_packable(weight: nn.Parameter) -> bool:
+def _is_packable(weight: torch.Tensor) -> bool:
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.layout == torch.strided
     return plain and not weight.requires_grad and weight.numel() >= MIN_WEIGHTS
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name in torch
+    return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")
