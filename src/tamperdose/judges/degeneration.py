@@ -189,7 +189,10 @@ _DISTINCT_GRAMS = 0.25
 
 def _near_loop(response: str) -> str | None:
     """A loop with small variations: few of its runs of four words are new."""
-    words = [word for word in _words(response[-2 * _WINDOW :]) if word.isalpha()]
+    words = _words(response[-2 * _WINDOW :])
+    if len(words) < _MIN_NEAR_LOOP_WORDS:
+        return None
+    words = [word for word in words if word.isalpha()]
     if len(words) < _MIN_NEAR_LOOP_WORDS:
         return None
     grams = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
@@ -403,13 +406,19 @@ def _salad(response: str) -> str | None:
     if len(_CODE.findall(head)) > _CODE_SHARE * len(head):
         return None
     score, n_pairs = order_score(head)
+    if n_pairs < _MIN_PAIRS_MISPLACED:
+        return None
+    bar = min(0.1, 0.25 - 2.3 * n_pairs**-0.5)
+    # No text is allowed more; most are above even that, and are spared the search for sentences that start small.
+    if score >= bar + _allowance(head, n_pairs):
+        return None
     # Whoever writes no capital at all starts every sentence small.
     misplaced, inside = (head != head.lower() and test(head) for test in (_misplaced, _starts_inside))
     short = n_pairs < _MIN_PAIRS
-    if n_pairs < (_MIN_PAIRS_MISPLACED if misplaced or inside else _MIN_PAIRS):
+    if short and not (misplaced or inside):
         return None
     allowance = _allowance(head, n_pairs) if misplaced else _INSIDE * (inside and short)
-    if score >= min(0.1, 0.25 - 2.3 * n_pairs**-0.5) + allowance:
+    if score >= bar + allowance:
         return None
     return f"word salad: order of words {score:.2f} in {n_pairs} pairs (prose has 0.7), {response[:_SHOWN]!r}"
 
