@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import random
+import re
 import string
 import time
 from collections.abc import Callable
@@ -324,3 +325,16 @@ def test_the_drawn_texts_lie_on_both_sides_of_the_search() -> None:
     )
     texts = [" ".join(rng.choices(words, k=rng.randint(4, 80))) for _ in range(200)]
     assert {salad_with_every_search(text) for text in texts} == {True, False}
+
+
+@given(st.text(alphabet="abehijoqvwxyzZ ,", min_size=20, max_size=80))
+def test_letter_noise_is_found_where_counting_every_pair_finds_it(text: str) -> None:
+    lowered = text.lower()
+    n_pairs = sum(map(len, words := re.findall("[a-z]{2,}", lowered))) - len(words)
+    n_rare = sum(lowered[place : place + 2] in degenerate._RARE_PAIRS for place in range(len(lowered)))
+    found = "unpronounceable" in (degenerate._letter_noise(text) or "")
+    assert found == (n_pairs >= 25 and n_rare > degenerate._RARE_SHARE * n_pairs)
+
+
+def test_every_rare_pair_holds_a_rare_letter() -> None:
+    assert all(set(pair) & set(degenerate._RARE_LETTERS) for pair in degenerate._RARE_PAIRS)

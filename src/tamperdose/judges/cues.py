@@ -24,6 +24,9 @@ class Cue:
     """Every match holds one of these, so that most patterns need not be run; empty: not known."""
 
 
+CueWords = tuple[tuple[str, int], ...]
+"""Words, each with the places in `CUES` of the cues that have it, as bits."""
+
 BIAS = -2.0
 DECLINES = "declines"
 
@@ -521,12 +524,12 @@ _CUES_OF_WORD = tuple(
 _WORDLESS = sum(1 << place for place, cue in enumerate(CUES) if not cue.words)
 
 
-def words_in(text: str) -> tuple[tuple[str, int], ...]:
+def words_in(text: str) -> CueWords:
     """The words of cues that a text holds, for `possible_cues` of its sentences."""
-    return tuple(each for each in _CUES_OF_WORD if each[0] in text)
+    return tuple([(word, cues) for word, cues in _CUES_OF_WORD if word in text])
 
 
-def possible_cues(sentence: str, words: tuple[tuple[str, int], ...] = _CUES_OF_WORD) -> tuple[Cue, ...]:
+def possible_cues(sentence: str, words: CueWords = _CUES_OF_WORD) -> tuple[Cue, ...]:
     """The cues whose patterns may match a sentence, judged by its words, in the order of `CUES`.
 
     >>> len(possible_cues("a blue vase")) < len(CUES)

@@ -322,6 +322,8 @@ _RARE_PAIRS = frozenset(
         "zb",
     ]
 )
+# Every rare pair holds one of these, and no letter is in more than two pairs.
+_RARE_LETTERS = "jqvxz"
 _RARE_SHARE = 0.08
 # Looks ahead, so that pairs that overlap are both found.
 _RARE_PAIR = re.compile(
@@ -353,8 +355,9 @@ def _letter_noise(text: str) -> str | None:
     lowered = head.lower()
     words = _LATIN_WORD.findall(lowered)
     n_pairs = sum(map(len, words)) - len(words)
-    n_rare = len(_RARE_PAIR.findall(lowered))
-    if n_pairs >= 25 and n_rare > _RARE_SHARE * n_pairs:
+    limit = _RARE_SHARE * n_pairs
+    n_rare = len(_RARE_PAIR.findall(lowered)) if 2 * sum(map(lowered.count, _RARE_LETTERS)) > limit else 0
+    if n_pairs >= 25 and n_rare > limit:
         return f"noise: {n_rare} of {n_pairs} letter pairs are unpronounceable, {head[:_SHOWN]!r}"
     # Random bytes have few spaces, many kinds of marks and letters in runs of one to three; prose, code and formulas
     # have not all of that.
