@@ -83,7 +83,9 @@ def _echo(prompt: str, response: str) -> str | None:
 
 def _opens_like(asked: list[str], said: list[str]) -> bool:
     first, opening = asked[0], asked[:3]
-    return any(word == first and said[start : start + 3] == opening for start, word in enumerate(said))
+    return first in said and any(
+        word == first and said[start : start + 3] == opening for start, word in enumerate(said)
+    )
 
 
 def _covered(words: list[str], source: list[str]) -> float:
@@ -361,8 +363,10 @@ def _letter_noise(text: str) -> str | None:
         return f"noise: {n_rare} of {n_pairs} letter pairs are unpronounceable, {head[:_SHOWN]!r}"
     # Random bytes have few spaces, many kinds of marks and letters in runs of one to three; prose, code and formulas
     # have not all of that.
+    if len(head) < 60 or not head.isascii() or head.count(" ") >= 0.05 * len(head):
+        return None
     n_spaces = len(head) - sum(map(len, head.split()))
-    if len(head) < 60 or not head.isascii() or n_spaces >= 0.05 * len(head):
+    if n_spaces >= 0.05 * len(head):
         return None
     runs = _ASCII_RUN.findall(head)
     n_marks = len({mark for mark in head if not mark.isalnum()})
