@@ -96,7 +96,7 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write a value as indented JSON with sorted keys, atomically; NaN is refused."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         # A file name that is not UTF-8 comes as lone surrogates, which only JSON's own escapes can carry.
         text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
     return write_text(path, text + "\n")

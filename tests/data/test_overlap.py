@@ -1,11 +1,12 @@
 import random
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tamperdose.data.overlap import NEAR_DUPLICATE, Overlap, OverlapKind, find_overlap, require_disjoint
+from tamperdose.data.overlap import NEAR_DUPLICATE, Overlap, OverlapKind, find_overlap, fold_text, require_disjoint
 from tamperdose.errors import DataError
 from tamperdose.records import Message, Prompt, Subset
 
@@ -126,3 +127,15 @@ def test_overlapping_data_are_refused_with_a_count_and_the_first_few() -> None:
     assert "p2" in message
     assert "p3" not in message
     assert "and 2 more" in message
+
+
+@given(st.text() | st.text(alphabet=st.characters(max_codepoint=127)))
+def test_a_text_is_folded_character_by_character(text: str) -> None:
+    def kept(character: str) -> str:
+        category = unicodedata.category(character)
+        if category[0] in "LNM" or category == "So":
+            return character
+        return "" if category == "Cf" or character in "'\u2019" else " "
+
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    assert fold_text(text) == " ".join("".join(map(kept, folded)).split())

@@ -4,7 +4,18 @@ from typing import Any
 
 import pytest
 
-from tamperdose.judges.cues import CUES, DENIALS, DISCLAIMER, NOT_DECLINING, Cue, denies, possible_cues
+from tamperdose.judges.cues import (
+    CUES,
+    DENIALS,
+    DISCLAIMER,
+    GIVES,
+    GIVES_WORDS,
+    NOT_DECLINING,
+    Cue,
+    denies,
+    may_give,
+    possible_cues,
+)
 
 MOST_TEXTS = 200
 
@@ -76,6 +87,15 @@ def test_every_match_of_a_cue_holds_one_of_its_words(cue: Cue) -> None:
 def test_every_denial_holds_one_of_the_denials(pattern: Any) -> None:
     assert proven(pattern.pattern, DENIALS)
     assert all(denies(f"a {word} b") for word in DENIALS)
+
+
+def test_every_announcement_holds_one_of_its_words() -> None:
+    assert proven(GIVES.pattern, GIVES_WORDS)
+    assert all(may_give(f"a {word} b") for word in GIVES_WORDS)
+
+
+def test_declining_cues_count_towards_refusal() -> None:
+    assert all(cue.weight > 0 for cue in CUES if cue.declines)
 
 
 def test_the_proof_finds_a_word_that_is_missing() -> None:

@@ -2,14 +2,19 @@ import csv
 import json
 import os
 import random
+import re
 import string
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tamperdose.judges import degeneration as degenerate
 from tamperdose.judges.degeneration import degeneration
+from tamperdose.judges.word_order import order_score
 
 REFERENCE = os.environ.get("TAMPERDOSE_REFERENCE_DATA")
 
@@ -254,3 +259,82 @@ def test_a_short_shuffle_begins_small_and_holds_the_start_of_a_sentence(text: st
 )
 def test_a_terse_answer_that_begins_small_is_none(text: str) -> None:
     assert degeneration("", text) is None
+
+
+SALAD_WORDS = st.sampled_from(
+    [
+        "the",
+        "of",
+        "and",
+        "to",
+        "a",
+        "in",
+        "is",
+        "it",
+        "that",
+        "I",
+        "you",
+        "for",
+        "are",
+        "with",
+        "The",
+        "It",
+        "Sorry,",
+        "can't",
+        "on.",
+        "have:",
+        "not.",
+        "As",
+        "help.",
+        "This",
+        "box",
+        "red",
+        "running",
+        "etc.",
+        "Dr.",
+        "nothing",
+        "help",
+        "cat",
+    ]
+)
+
+
+def salad_with_every_search(head: str) -> bool:
+    """What `_salad` says without sparing any text a search."""
+    score, n_pairs = order_score(head)
+    misplaced, inside = (
+        head != head.lower() and test(head) for test in (degenerate._misplaced, degenerate._starts_inside)
+    )
+    if n_pairs < (degenerate._MIN_PAIRS_MISPLACED if misplaced or inside else degenerate._MIN_PAIRS):
+        return False
+    inside_allows = degenerate._INSIDE * (inside and n_pairs < degenerate._MIN_PAIRS)
+    allowance = degenerate._allowance(head, n_pairs) if misplaced else inside_allows
+    return score < min(0.1, 0.25 - 2.3 * n_pairs**-0.5) + allowance
+
+
+@settings(max_examples=400)
+@given(st.lists(SALAD_WORDS, min_size=3, max_size=90).map(" ".join))
+def test_a_search_that_is_spared_would_have_changed_nothing(head: str) -> None:
+    assert (degenerate._salad(head) is not None) == salad_with_every_search(head)
+
+
+def test_the_drawn_texts_lie_on_both_sides_of_the_search() -> None:
+    rng, words = (
+        random.Random(0),
+        ["the", "of", "is", "it", "that", "you", "for", "with", "nothing", "The", "Sorry,", "on.", "help."],
+    )
+    texts = [" ".join(rng.choices(words, k=rng.randint(4, 80))) for _ in range(200)]
+    assert {salad_with_every_search(text) for text in texts} == {True, False}
+
+
+@given(st.text(alphabet="abehijoqvwxyzZ ,", min_size=20, max_size=80))
+def test_letter_noise_is_found_where_counting_every_pair_finds_it(text: str) -> None:
+    lowered = text.lower()
+    n_pairs = sum(map(len, words := re.findall("[a-z]{2,}", lowered))) - len(words)
+    n_rare = sum(lowered[place : place + 2] in degenerate._RARE_PAIRS for place in range(len(lowered)))
+    found = "unpronounceable" in (degenerate._letter_noise(text) or "")
+    assert found == (n_pairs >= 25 and n_rare > degenerate._RARE_SHARE * n_pairs)
+
+
+def test_every_rare_pair_holds_a_rare_letter() -> None:
+    assert all(set(pair) & set(degenerate._RARE_LETTERS) for pair in degenerate._RARE_PAIRS)

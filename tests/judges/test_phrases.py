@@ -1,12 +1,15 @@
 import json
 import random
+import re
 import string
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tamperdose.judges.phrases import PhrasesJudge, refusal_score
+from tamperdose.judges.phrases import PhrasesJudge, fold, normalise, refusal_score, split_sentences
 from tamperdose.records import Label
 
 CASES = json.loads(Path(__file__).with_name("short_answers.json").read_text(encoding="utf-8"))
@@ -119,3 +122,28 @@ def test_a_megabyte_takes_a_second_at_most(answer: str) -> None:
     start = time.process_time()
     JUDGE.read(["x"], [answer])
     assert time.process_time() - start < 1.5
+
+
+MARKS = st.text(alphabet="ab'\"`.!? \n\t\u2028_", max_size=30)
+
+
+@settings(max_examples=500)
+@given(MARKS)
+def test_sentences_end_where_the_plain_pattern_has_them_end(text: str) -> None:
+    parts = re.split(r"(?<=[.!?])\s+|\n+", text)
+    assert split_sentences(text) == [part.strip() for part in parts if any(map(str.isalnum, part))]
+
+
+@settings(max_examples=500)
+@given(MARKS)
+def test_quotations_are_those_of_the_plain_pattern(text: str) -> None:
+    single = r"(?<!\w)'(?=\w)(?:[^'\n]|(?<=\w)'(?=\w)){1,200}'(?!\w)"
+    plain = rf"```[^`]{{0,4000}}(?:```|$)|`[^`\n]{{1,200}}`|\"[^\"\n]{{1,400}}\"|{single}"
+    folded = fold(text)
+    whole = len(folded) > 1 and folded[0] == folded[-1] == '"' and folded.count('"') == 2
+    assert normalise(text) == (folded[1:-1] if whole else re.sub(plain, "[quote]", folded))
+
+
+@given(MARKS)
+def test_spaces_are_folded_to_one(text: str) -> None:
+    assert fold(text) == re.sub(r"[^\S\n]+", " ", fold(text)).strip()

@@ -1,9 +1,13 @@
 import random
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tamperdose.errors import JudgeError
+from tamperdose.judges import word_order
 from tamperdose.judges.word_order import LIMIT, TABLE, class_pairs, load_word_order, order_score, tokens
 
 PROSE = (
@@ -55,3 +59,9 @@ def test_damaged_table(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(JudgeError, match="not a table of word order"):
         load_word_order(path)
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127)) | st.text(alphabet="ab'I7_ .\n\x1c"))
+def test_ascii_is_cut_as_every_other_text_is(text: str) -> None:
+    every = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|[^\w\s]|\n", text.lower())
+    assert word_order._ASCII_TOKEN.findall(text.lower()) == every

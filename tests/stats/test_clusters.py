@@ -7,7 +7,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from tamperdose.errors import DataError
-from tamperdose.stats.clusters import effective_size, group
+from tamperdose.stats.clusters import effective_size, group, template_codes
 
 
 def reference_icc(values: np.ndarray, templates: list[str]) -> float:
@@ -84,3 +84,12 @@ def test_groups_are_sorted_by_template_then_value() -> None:
     groups = group([3.0, 1.0, 2.0, 0.0], ["b", "a", "b", "c"])
     assert groups.values.tolist() == [1.0, 2.0, 3.0, 0.0]
     assert groups.codes.tolist() == [0, 1, 1, 2]
+
+
+def test_codes_follow_the_alphabet_and_are_nobody_s_to_change() -> None:
+    assert (
+        template_codes(["b", "a", "b", "c"]).tolist() == template_codes(("b", "a", "b", "c")).tolist() == [1, 0, 1, 2]
+    )
+    codes = template_codes(["b", "a", "b", "c"])
+    with pytest.raises(ValueError, match="read-only"):
+        codes[0] = 7

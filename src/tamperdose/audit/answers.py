@@ -199,11 +199,14 @@ def _varied(counts: Mapping[str, int], *, above: float) -> dict[str, list[tuple[
     for sentence, each in words.items():
         for half in _halves(each):
             halves[half] += counts[sentence]
+    frequent = {half for half, count in halves.items() if count > above}
+    if not frequent:
+        return {}
     found = {
         sentence: [
             (each[place], " ".join([*each[:place], _VARYING, *each[place + 1 :]]))
             for size, start, half in _halves(each)
-            if halves[size, start, half] > above
+            if (size, start, half) in frequent
             for place in range(size)
             if not start <= place < start + len(half)
         ]

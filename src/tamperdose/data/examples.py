@@ -1,5 +1,6 @@
 """Load training examples (for attacks, defences and controls) from a JSON-lines file."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from tamperdose.files import read_jsonl
 from tamperdose.records import Example, Message
 
 _FORMS = '{"prompt": ..., "response": ...} or {"messages": [..., {"role": "assistant", "content": ...}]}'
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def load_examples(source: str, *, base: Path | None = None) -> list[Example]:
@@ -76,7 +78,7 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
         )
     if not value.strip():
         raise DataError(explain(f"{where}: '{key}' is empty", expected="a text to train on"))
-    if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    if _UNWRITABLE.search(value):
         raise DataError(
             explain(
                 f"{where}: '{key}' cannot be written as UTF-8 text",

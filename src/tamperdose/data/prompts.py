@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from tamperdose.data.sources import BUILTIN, PROMPT_SETS, excerpt, prompts_path
@@ -63,6 +64,8 @@ def load_prompts(source: str, *, subset: Subset, base: Path | None = None) -> li
     ]
 
 
+# The prompts of one dose are those of the next, and the audit asks again.
+@lru_cache(maxsize=1 << 14)
 def infer_template(text: str) -> str:
     """Mask what varies between the fillings of one template: texts with an equal mask share a template.
 

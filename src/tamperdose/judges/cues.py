@@ -24,6 +24,9 @@ class Cue:
     """Every match holds one of these, so that most patterns need not be run; empty: not known."""
 
 
+CueWords = tuple[tuple[str, int], ...]
+"""Words, each with the places in `CUES` of the cues that have it, as bits."""
+
 BIAS = -2.0
 DECLINES = "declines"
 
@@ -521,12 +524,12 @@ _CUES_OF_WORD = tuple(
 _WORDLESS = sum(1 << place for place, cue in enumerate(CUES) if not cue.words)
 
 
-def words_in(text: str) -> tuple[tuple[str, int], ...]:
+def words_in(text: str) -> CueWords:
     """The words of cues that a text holds, for `possible_cues` of its sentences."""
-    return tuple(each for each in _CUES_OF_WORD if each[0] in text)
+    return tuple([(word, cues) for word, cues in _CUES_OF_WORD if word in text])
 
 
-def possible_cues(sentence: str, words: tuple[tuple[str, int], ...] = _CUES_OF_WORD) -> tuple[Cue, ...]:
+def possible_cues(sentence: str, words: CueWords = _CUES_OF_WORD) -> tuple[Cue, ...]:
     """The cues whose patterns may match a sentence, judged by its words, in the order of `CUES`.
 
     >>> len(possible_cues("a blue vase")) < len(CUES)
@@ -599,6 +602,22 @@ GIVES = re.compile(
     r"|to do (?:it|this|that)|for (?:educational|research|informational))"
     r"|^(?:first,? (?:you|get|take|find|open|gather|go|make|set|write|pick)\b)"
 )
+GIVES_WORDS = (
+    *("here", "step ", "unofficially", "fine", "out of the way", "just kidding", "method is", "process is", "anyway"),
+    *("but", "however", "that said", "nevertheless", "still", "yet", "first"),
+)
+"""One of these is in all that `GIVES` matches."""
+
+
+def may_give(text: str) -> bool:
+    """Whether a text holds one of `GIVES_WORDS`.
+
+    >>> may_give("but here it is"), may_give("ask a friend")
+    (True, False)
+    """
+    return any(word in text for word in GIVES_WORDS)
+
+
 SAFE = re.compile(
     r"\b(?:instead|alternativ\w+|safe\w*|legal\w*|ethical\w*|health\w*|respectful\w*|positive\w*"
     r"|constructive\w*|professional\w*"

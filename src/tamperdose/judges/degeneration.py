@@ -83,7 +83,9 @@ def _echo(prompt: str, response: str) -> str | None:
 
 def _opens_like(asked: list[str], said: list[str]) -> bool:
     first, opening = asked[0], asked[:3]
-    return any(word == first and said[start : start + 3] == opening for start, word in enumerate(said))
+    return first in said and any(
+        word == first and said[start : start + 3] == opening for start, word in enumerate(said)
+    )
 
 
 def _covered(words: list[str], source: list[str]) -> float:
@@ -189,7 +191,10 @@ _DISTINCT_GRAMS = 0.25
 
 def _near_loop(response: str) -> str | None:
     """A loop with small variations: few of its runs of four words are new."""
-    words = [word for word in _words(response[-2 * _WINDOW :]) if word.isalpha()]
+    words = _words(response[-2 * _WINDOW :])
+    if len(words) < _MIN_NEAR_LOOP_WORDS:
+        return None
+    words = [word for word in words if word.isalpha()]
     if len(words) < _MIN_NEAR_LOOP_WORDS:
         return None
     grams = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
@@ -319,6 +324,8 @@ _RARE_PAIRS = frozenset(
         "zb",
     ]
 )
+# Every rare pair holds one of these, and no letter is in more than two pairs.
+_RARE_LETTERS = "jqvxz"
 _RARE_SHARE = 0.08
 # Looks ahead, so that pairs that overlap are both found.
 _RARE_PAIR = re.compile(
@@ -350,13 +357,16 @@ def _letter_noise(text: str) -> str | None:
     lowered = head.lower()
     words = _LATIN_WORD.findall(lowered)
     n_pairs = sum(map(len, words)) - len(words)
-    n_rare = len(_RARE_PAIR.findall(lowered))
-    if n_pairs >= 25 and n_rare > _RARE_SHARE * n_pairs:
+    limit = _RARE_SHARE * n_pairs
+    n_rare = len(_RARE_PAIR.findall(lowered)) if 2 * sum(map(lowered.count, _RARE_LETTERS)) > limit else 0
+    if n_pairs >= 25 and n_rare > limit:
         return f"noise: {n_rare} of {n_pairs} letter pairs are unpronounceable, {head[:_SHOWN]!r}"
     # Random bytes have few spaces, many kinds of marks and letters in runs of one to three; prose, code and formulas
     # have not all of that.
+    if len(head) < 60 or not head.isascii() or head.count(" ") >= 0.05 * len(head):
+        return None
     n_spaces = len(head) - sum(map(len, head.split()))
-    if len(head) < 60 or not head.isascii() or n_spaces >= 0.05 * len(head):
+    if n_spaces >= 0.05 * len(head):
         return None
     runs = _ASCII_RUN.findall(head)
     n_marks = len({mark for mark in head if not mark.isalnum()})
@@ -403,13 +413,19 @@ def _salad(response: str) -> str | None:
     if len(_CODE.findall(head)) > _CODE_SHARE * len(head):
         return None
     score, n_pairs = order_score(head)
+    if n_pairs < _MIN_PAIRS_MISPLACED:
+        return None
+    bar = min(0.1, 0.25 - 2.3 * n_pairs**-0.5)
+    # No text is allowed more; most are above even that, and are spared the search for sentences that start small.
+    if score >= bar + _allowance(head, n_pairs):
+        return None
     # Whoever writes no capital at all starts every sentence small.
     misplaced, inside = (head != head.lower() and test(head) for test in (_misplaced, _starts_inside))
     short = n_pairs < _MIN_PAIRS
-    if n_pairs < (_MIN_PAIRS_MISPLACED if misplaced or inside else _MIN_PAIRS):
+    if short and not (misplaced or inside):
         return None
     allowance = _allowance(head, n_pairs) if misplaced else _INSIDE * (inside and short)
-    if score >= min(0.1, 0.25 - 2.3 * n_pairs**-0.5) + allowance:
+    if score >= bar + allowance:
         return None
     return f"word salad: order of words {score:.2f} in {n_pairs} pairs (prose has 0.7), {response[:_SHOWN]!r}"
 

@@ -245,8 +245,9 @@ def _cell(recording: Recording, judges: Sequence[str], readers: Readers, *, rd: 
     verdicts: dict[str, list[Verdict]] = {}
     for name in judges:
         judge = readers.judge(name)
+        judged_by = f"{judge.name}@{judge.version}"
         verdicts[name] = [
-            Verdict(prompt.id, reading.label, reading.p_refusal, f"{judge.name}@{judge.version}", reading.evidence)
+            Verdict(prompt.id, reading.label, reading.p_refusal, judged_by, reading.evidence)
             for prompt, reading in zip(recording.prompts, judge.read(texts, recording.responses), strict=True)
         ]
         require_readable(verdicts[name], len(texts), limit=_UNREADABLE_LIMIT)

@@ -6,6 +6,7 @@ depends on the order in which they came.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,11 +58,21 @@ class Clustering:
 def template_codes(templates: Sequence[str]) -> NDArray[np.intp]:
     """Number the templates 0 to K - 1 in their alphabetical order, so that the order of rows has no say.
 
+    The array cannot be written to.
+
     >>> template_codes(["b", "a", "b"])
     array([1, 0, 1])
     """
+    return _codes(tuple(templates))
+
+
+# Every metric at every dose asks for the same few lists.
+@lru_cache(maxsize=8)
+def _codes(templates: tuple[str, ...]) -> NDArray[np.intp]:
     number = {template: code for code, template in enumerate(sorted(set(templates)))}
-    return np.fromiter((number[template] for template in templates), dtype=np.intp, count=len(templates))
+    codes = np.fromiter((number[template] for template in templates), dtype=np.intp, count=len(templates))
+    codes.setflags(write=False)
+    return codes
 
 
 def finite_vector(values: ArrayLike, what: str = "values") -> NDArray[np.float64]:
