@@ -145,7 +145,7 @@ class _Trainer:
         self.architecture = architecture_of(chat.model.config)
         self.parameters = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0, fused=chat.device != "mps"
+            self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0, fused=chat.device == "cpu"
         )
         self.dose = NO_DOSE
         self.mean_loss = 0.0
