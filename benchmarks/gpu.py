@@ -471,7 +471,7 @@ def reset_peak(machine: Machine) -> None:
     """Start counting the peak anew."""
     free_memory()
     if machine.device == "cuda":
-        reset_peak(machine)
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak(machine: Machine) -> float:
