@@ -171,7 +171,7 @@ def file_dose(ledger: Ledger, arm: ArmPlan, checkpoint: Checkpoint) -> Path:
     dose, key = checkpoint.dose, checkpoint_key(arm, checkpoint.dose.steps)
     value = {"dose": asdict(dose), "mean_loss": checkpoint.mean_loss}
     inputs = {"arm": arm.key, "steps": dose.steps}
-    if checkpoint.seconds is not None:
+    if checkpoint.seconds is not None and ledger.find("clock", key) is None:
         # An entry of its own: clock values are not the same in a run that was resumed.
         clock = {"seconds": checkpoint.seconds}
         ledger.put("clock", key, lambda to: _dump(to, clock), suffix=".clock", inputs=inputs)
