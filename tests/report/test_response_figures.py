@@ -100,7 +100,7 @@ def test_fitted_points_and_ed50_without_support_are_hollow(synthetic: Any, tmp_p
     assert len(hollow_xs(figure.axes[0])) == 3
     assert {4, 32} < set(hollow_xs(figure.axes[0]))
     assert HOLLOW in legend(figure)
-    assert "RRR at doses 4, 32 not supported: degeneration" in below(figure)
+    assert "RRR not supported: degeneration; loss of refusals not supported: degeneration" in below(figure)
     after = fitted(synthetic, tmp_path, [("m", 1e-3)], {"demo": failed_at(name, 32)})
     assert hollow_xs(after.axes[0]) == [32]
 

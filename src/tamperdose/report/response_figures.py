@@ -346,7 +346,7 @@ def _mixed(rows: pd.DataFrame) -> str:
     names = [name for name in SETTINGS if name not in ("arm", "model", "params_b", "seed", "data_order")]
     varied = [name for name in names if column(rows, name).dropna().nunique() > 1]
     by_size = rows.groupby("params_b")["model"].nunique()
-    varied += ["model"] if len(by_size) and by_size.max() > 1 else []
+    varied += ["model"] if any(int(str(count)) > 1 for count in by_size.to_list()) else []
     return f", which differ in {', '.join(factor_name(name) for name in varied)}" if varied else ""
 
 
