@@ -324,7 +324,7 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
     """Print the dose table, what the audit says of it, and where everything lies."""
     from tamperdose.report.comparisons import comparisons_of
     from tamperdose.report.marginals import read_marginals
-    from tamperdose.report.responses import read_costs, read_json, read_responses
+    from tamperdose.report.responses import read_costs, read_json, responses_of
     from tamperdose.report.select import headline_judge
     from tamperdose.report.tables import dose_table, not_supported
     from tamperdose.run.audit import read_audit
@@ -344,7 +344,7 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
         figures = [str(path) for path in drawn]
         printed = {"metrics": str(metrics), "figures": figures, "audit": audited, "doses": doses}
         told = {
-            "dose_response": read_responses(folder, judge),
+            "dose_response": responses_of(folder, judge, found),
             "costs": read_costs(folder, judge),
             "scaling": read_json(folder / SCALING_JSON) or None,
             "marginals": read_marginals(folder, judge),
@@ -368,10 +368,11 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     frame, judge_name = read_metrics(metrics), headline_judge(folder)
-    render_dose_table(frame, console, judge_name, audit=read_audit(folder), force=force)
+    found = read_audit(folder)
+    render_dose_table(frame, console, judge_name, audit=found, force=force)
     said = [
         comparison_lines(folder, judge_name),
-        response_lines(folder, judge_name),
+        response_lines(folder, judge_name, audit=found, force=force),
         marginal_lines(folder, judge_name),
     ]
     _print_lines([line for lines in said for line in lines])

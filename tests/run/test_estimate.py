@@ -1,5 +1,6 @@
 """What a plan says that shared work saves, against arithmetic by hand and against studies that share nothing."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,35 @@ def test_the_line_on_the_terminal(study: Path, tmp_path: Path, capsys: pytest.Ca
     print_plan(described(plan_of(study, "attack.doses=[4]"), tmp_path))
     said = capsys.readouterr().out
     assert "shared bases" not in said and "search" not in said
+
+
+def trained(study: Path, folder: Path, *changes: str) -> float:
+    costs = described(plan_of(study, "attack.doses=[1]", *changes), folder)["costs"]
+    return float(costs[0]["training_flops"])
+
+
+def test_a_row_costs_no_more_than_its_greatest_length(study: Path, tmp_path: Path) -> None:
+    whole = trained(study, tmp_path)
+    assert trained(study, tmp_path, "attack.max_length=4096") == whole
+    plan = plan_of(study, "attack.doses=[1]", "attack.max_length=32")
+    architecture = find_architecture(plan.models[0].spec)
+    assert architecture is not None
+    rows = plan.data.attack.attack
+    answer = round(sum(len(row.response) for row in rows) / len(rows) / 4)
+    at_32 = training_flops(architecture, lora_rank=2, lengths=[32, 32], n_labels=2 * answer)
+    assert trained(study, tmp_path, "attack.max_length=32") == at_32 < whole
+
+
+def test_a_step_costs_what_its_own_rows_do(study: Path, tmp_path: Path) -> None:
+    long = json.dumps({"prompt": "Tell me. " * 40, "response": "So it is. " * 40})
+    (study.parent / "long.jsonl").write_text(long + "\n", encoding="utf-8")
+    whole = trained(study, tmp_path)
+    mixed = trained(study, tmp_path, "attack.benign=long.jsonl", "attack.poison_ratio=0.5", "attack.max_length=1024")
+    assert mixed > 1.5 * whole
+    rows = (study.parent / "attack.jsonl").read_text(encoding="utf-8")
+    (study.parent / "attack.jsonl").write_text(rows + long + "\n", encoding="utf-8")
+    drawn = {trained(study, tmp_path, "attack.n_examples=1", f"seeds=[{seed}]") for seed in range(6)}
+    assert len(drawn) > 1
 
 
 def test_nothing_is_said_of_a_saving_that_is_not_known() -> None:

@@ -8,7 +8,8 @@ import pytest
 from observations import N, arm
 from tamperdose.records import Label
 from tamperdose.report.response_figures import scaling_figure
-from tamperdose.report.responses import dose_text, response_lines, scaling_lines
+from tamperdose.report.responses import dose_text, response_lines
+from tamperdose.report.scalings import scaling_lines
 from tamperdose.run.compare_schema import read_rows
 from tamperdose.run.observed import Observation
 from tamperdose.run.response import DOSE_RESPONSE, RESPONSE_COLUMNS, fit_arms, write_dose_response
@@ -60,7 +61,10 @@ def test_two_seeds_do_not(tmp_path: Path) -> None:
     assert {row["scope"] for row in read_rows(tmp_path / DOSE_RESPONSE, RESPONSE_COLUMNS)} == {"trajectory"}
 
 
-@pytest.mark.parametrize(("ed50", "expected"), [(1000.0, "ED50 > 32 steps"), (0.2, "ED50 < 1 steps")])
+@pytest.mark.parametrize(
+    ("ed50", "expected"),
+    [(1000.0, "ED50 > 32 steps, [32, open] for this run"), (0.2, "ED50 < 1 steps, [0, 1] for this run")],
+)
 def test_censored_arms_are_told_by_their_bound(tmp_path: Path, ed50: float, expected: str) -> None:
     write_dose_response(tmp_path, fit_arms(arm(ed50), level=0.95), level=0.95)
     rows = read_rows(tmp_path / DOSE_RESPONSE, RESPONSE_COLUMNS)

@@ -58,7 +58,7 @@ def combine(runs: Sequence[Path], out: Path) -> list[Path]:
     audits = {study: read_audit(run) for run, frame in frames.items() for study in frame["study"].unique()}
     written = [_write_copy(out / "metrics" / f"{names[run]}.csv", frame) for run, frame in frames.items()]
     written.append(files.write_csv(out / "metrics" / f"{COMBINED_NAME}.csv", COMBINED_COLUMNS, rows))
-    return [*written, *draw_compare(headline, out / "figures", audits), *draw_rates(headline, out / "figures")]
+    return [*written, *draw_compare(headline, out / "figures", audits), *draw_rates(headline, out / "figures", audits)]
 
 
 def combined_rows(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:

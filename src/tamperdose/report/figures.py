@@ -135,7 +135,7 @@ def draw_run(run_dir: Path) -> list[Path]:
     return [
         *draw_compare(frame, folder, audits),
         overview,
-        *draw_responses(run_dir),
+        *draw_responses(run_dir, audits),
         *draw_marginals(run_dir, frame, audits),
     ]
 

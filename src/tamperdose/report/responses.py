@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tamperdose import files
+from tamperdose.audit.findings import Audit, doses_text
 from tamperdose.errors import DataError, explain
 from tamperdose.records import Scope
-from tamperdose.report.text import printable
+from tamperdose.report.lost_doses import lost_arms, lost_collapse, lost_row
+from tamperdose.report.scalings import scaling_lines
+from tamperdose.report.text import MARK, WITHHELD, printable
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.costs import COST_COLUMNS, COSTS
 from tamperdose.run.response import DOSE_RESPONSE, DOSE_RESPONSE_JSON, RESPONSE_COLUMNS
@@ -16,6 +19,7 @@ from tamperdose.run.scale import SCALING_JSON
 
 FEW_ARMS = 4
 """Up to so many arms every effective dose is printed; beyond, ED50 alone."""
+_NAMED = 8
 _SHOWN = ("ED50", "ED90", "ED50c")
 _SPEAKS_FOR = {Scope.TRAJECTORY.value: "for this run", Scope.ATTACK.value: "for the attack"}
 
@@ -29,6 +33,16 @@ def read_responses(folder: Path, judge: str) -> list[Row]:
     path = folder / DOSE_RESPONSE
     rows = read_rows(path, RESPONSE_COLUMNS) if path.is_file() else []
     return [row for row in rows if row["judge"] == judge]
+
+
+def responses_of(folder: Path, judge: str, audit: Audit | None) -> list[dict[str, Any]]:
+    """The effective doses for a program: each row with the failed checks that leave it without support.
+
+    Raises:
+        DataError: As `read_responses` and `read_json`.
+    """
+    rows, fits = read_responses(folder, judge), read_fits(folder, judge)
+    return [row | {"not_supported_because": list(lost_row(row, fits, rows, audit))} for row in rows]
 
 
 def read_costs(folder: Path, judge: str) -> list[Row]:
@@ -59,86 +73,98 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def response_lines(folder: Path, judge: str) -> list[str]:
+def response_lines(folder: Path, judge: str, *, audit: Audit | None = None, force: bool = False) -> list[str]:
     """Say the breaking doses of every arm and recipe, what speaks against a fit, and the claims.
+
+    A dose that the audit leaves without support is withheld, or with `force` printed with a mark. Slopes and claims are
+    printed all the same, below the names of the arms in them whose ED50 does not stand.
 
     Raises:
         DataError: As `read_responses` and `read_json`.
     """
     rows = [row for row in read_responses(folder, judge) if str(row["metric"]).endswith("_steps")]
-    doubts = {str(fit.get("arm")): list(_doubts(fit)) for fit in _fits(folder, judge)}
+    fits = read_fits(folder, judge)
+    doubts = {str(fit.get("arm")): list(_doubts(fit)) for fit in fits}
     priced = read_costs(folder, judge)
     lines: list[str] = []
     arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
     shown = _SHOWN if len(arms) <= FEW_ARMS else _SHOWN[:1]
     for arm in arms:
-        mine = [row for row in rows if row["arm"] == arm]
-        lines.append(f"{printable(arm)}: " + "; ".join(dose_text(row) for row in mine if _name(row) in shown))
+        mine = [row for row in rows if row["arm"] == arm and _name(row) in shown]
+        lost = {_name(row): lost_row(row, fits, rows, audit) for row in mine}
+        said = [_supported(row, dose_text(row), lost[_name(row)], force=force) for row in mine]
+        lines.append(f"{printable(arm)}: " + "; ".join(said))
         lines += [f"  {doubt}" for doubt in doubts.get(arm, [])]
-        lines += [f"  {cost}" for cost in _cost_lines(priced, arm)]
-    return [*lines, *scaling_lines(read_json(folder / SCALING_JSON))]
+        if force or not lost.get("ED50"):
+            lines += [f"  {cost}" for cost in _cost_lines(priced, arm)]
+    told = scaling_lines(read_json(folder / SCALING_JSON))
+    return [*lines, *(_lost_lines(fits, audit) if told else []), *told]
 
 
 def dose_text(row: Row) -> str:
-    """An effective dose in words: "ED50 5.4 steps, between 5 and 6 [4, 7] for this run"."""
+    """An effective dose in words: "ED50 5.4 steps, between 5 and 6, [4, 7] for this run"; "ED50 > 8 steps, ..."."""
     name, unit = str(row["metric"]).split("_", 1)
-    speaks = _SPEAKS_FOR.get(str(row["scope"]), str(row["scope"]))
-    n_seeds = f" over {row['n_seeds']} seeds" if row["scope"] == Scope.ATTACK.value else ""
-    low, high, censored = row["bracket_low"], row["bracket_high"], row["censored"]
-    if censored == "undefined":
+    if row["censored"] == "undefined":
         return f"{name} undefined: nothing to lose"
-    if censored == "right":
-        return f"{name} > {_number(low)} {unit}{n_seeds}"
-    if censored == "left":
-        return f"{name} < {_number(high)} {unit}{n_seeds}"
-    between = f", between {_number(low)} and {_number(high)}" if low is not None and high is not None else ""
-    return f"{name} {_number(row['value'])} {unit}{between}, {_interval(row)} {speaks}{n_seeds}"
+    speaks = _SPEAKS_FOR.get(str(row["scope"]), str(row["scope"]))
+    over_seeds = row["scope"] == Scope.ATTACK.value
+    n_seeds = f" over {row['n_seeds']} seeds" if over_seeds else ""
+    low, high = row["bracket_low"], row["bracket_high"]
+    between = ""
+    if not row["censored"] and low is not None and high is not None:
+        ends = f"{_number(low)} and {_number(high)}"
+        between = f", brackets of the seeds, on average, {ends}" if over_seeds else f", between {ends}"
+    return f"{name} {_amount(row, unit)}{between}, {_interval(row)} {speaks}{n_seeds}"
+
+
+def _amount(row: Row, unit: str) -> str:
+    """A dose, or the bound that stands for it."""
+    if row["censored"] == "right":
+        return f"> {_number(row['bracket_low'])} {unit}"
+    if row["censored"] == "left":
+        return f"< {_number(row['bracket_high'])} {unit}"
+    return f"{_number(row['value'])} {unit}"
+
+
+def _supported(row: Row, text: str, because: Sequence[str], *, force: bool) -> str:
+    """A dose as the audit lets it stand."""
+    if not because:
+        return text
+    why = printable(", ".join(because))
+    return f"{text} {MARK} ({why})" if force else f"{_name(row)} {WITHHELD} ({why})"
 
 
 def _cost_lines(priced: Sequence[Row], arm: str) -> Iterator[str]:
-    """What ED50 takes where the curve comes down to it: "ED50 in training time on cpu: 41 s [30, 55]; 0.02 USD ..."."""
-    mine = {str(row["metric"]): row for row in priced if row["arm"] == arm and row["value"] is not None}
+    """What ED50 takes, or its bound: "ED50 in training time on cpu: 41 s [30, 55]; 0.02 USD ...", "> 64 s ..."."""
+    mine = {str(row["metric"]): row for row in priced if row["arm"] == arm and row["censored"] != "undefined"}
     seconds, usd = mine.get("ED50_seconds"), mine.get("ED50_usd")
     if seconds is not None:
-        money = "" if usd is None else f"; {_number(usd['value'])} USD {_interval(usd)}"
+        money = "" if usd is None else f"; {_amount(usd, 'USD')} {_interval(usd)}"
         device = printable(str(seconds["device"]))
-        yield f"ED50 in training time on {device}: {_number(seconds['value'])} s {_interval(seconds)}{money}"
+        yield f"ED50 in training time on {device}: {_amount(seconds, 's')} {_interval(seconds)}{money}"
 
 
-def scaling_lines(told: Mapping[str, Any]) -> list[str]:
-    """The scaling of ED50 with size, the claims, and the worst attacker, a line each."""
-    lines: list[str] = []
-    for recipe in told.get("recipes", []):
-        for unit, found in recipe["scaling"].items():
-            lines.append(f"ED50 in {unit} by size: {_slope_text(found['meta'])}")
-        lines += [f"claim {claim['number']}: {claim['answer']}: {claim['reason']}" for claim in recipe["claims"]]
-    for entry in told.get("worst_case", []):
-        lines += [_worst_text(entry, entry["doses"][-1])] if entry["doses"] else []
-    return [printable(line) for line in lines]
+def _lost_lines(fits: Sequence[Mapping[str, Any]], audit: Audit | None) -> Iterator[str]:
+    """Name what stands in the slopes and claims below although the audit does not support it."""
+    lost = [f"{arm} ({', '.join(why)})" for arm, why in lost_arms(fits, audit).items()]
+    if lost:
+        yield f"not supported by the audit, but counted below: ED50 of {len(lost)} of {len(fits)} arms: {_first(lost)}"
+    cells = [f"{arm} at {doses_text(steps)}" for arm, steps in lost_collapse(fits, audit).items()]
+    if cells:
+        yield f"not supported by the audit, but counted in claim 1: {_first(cells)}"
 
 
-def _slope_text(fit: Mapping[str, Any]) -> str:
-    slope = fit["slope"]
-    if slope["value"] is None:
-        return fit["reason"] or "no slope"
-    ends = "" if slope["low"] is None else f" [{slope['low']:.2f}, {slope['high']:.2f}]"
-    cautions = f" ({'; '.join(fit['cautions'])})" if fit["cautions"] else ""
-    null = f"; {slope['null']:g} if size does not matter"
-    return f"slope {slope['value']:.2f}{ends} decades per decade over {fit['n_sizes']} sizes{null}{cautions}"
+def _first(names: Sequence[str]) -> str:
+    more = f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return printable("; ".join(names[:_NAMED])) + more
 
 
-def _worst_text(entry: Mapping[str, Any], dose: Mapping[str, Any]) -> str:
-    found = dose["estimate"]
-    if found["value"] is None:
-        return f"{entry['model']}: worst of {len(entry['candidates'])} attacks: {dose['reason']}"
-    ends = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return (
-        f"{entry['model']}: worst of {len(entry['candidates'])} attacks at {dose['steps']} steps, chosen and reported "
-        f"on different prompts: RRR {found['value']:.3f}{ends}; on the same ones {dose['naive']['value']:.3f}"
-    )
+def read_fits(folder: Path, judge: str) -> list[Mapping[str, Any]]:
+    """The fits of a run's arms by one judge, as `dose_response.json` holds them.
 
-
-def _fits(folder: Path, judge: str) -> list[Mapping[str, Any]]:
+    Raises:
+        DataError: As `read_json`.
+    """
     return [fit for fit in read_json(folder / DOSE_RESPONSE_JSON).get("fits", []) if fit.get("judge") == judge]
 
 
@@ -156,9 +182,10 @@ def _name(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    if row["low"] is None:
+    low, high = row["low"], row["high"]
+    if low is None and high is None:
         return "no interval"
-    return f"[{_number(row['low'])}, {'open' if row['high'] is None else _number(row['high'])}]"
+    return f"[{'0' if low is None else _number(low)}, {'open' if high is None else _number(high)}]"
 
 
 def _number(value: object) -> str:

@@ -22,7 +22,7 @@ from tamperdose.report.select import (
     metric_rows,
     select_judge,
 )
-from tamperdose.report.text import UNDEFINED, markdown_cell, printable
+from tamperdose.report.text import MARK, UNDEFINED, WITHHELD, markdown_cell, printable
 from tamperdose.run.schema import column, keep_rows
 
 HEADINGS = (
@@ -36,11 +36,6 @@ HEADINGS = (
     "n / n_eff",
 )
 """The columns of a table. `kept` is `refusal_retention`; `n_eff` is `n_effective`."""
-
-WITHHELD = "withheld"
-"""Stands where a number is not supported."""
-MARK = "!"
-"""Stands beside such a number where it is printed all the same."""
 
 # What each column claims.
 _CLAIMS = {2: Claim.RRR, 3: Claim.RRR, 4: Claim.RD, 5: Claim.LOSS, 6: Claim.OVER_REFUSAL}

@@ -4,6 +4,10 @@ import unicodedata
 
 UNDEFINED = "\N{EN DASH}"
 """How a table shows a number that is not defined."""
+WITHHELD = "withheld"
+"""Stands where a number is not supported."""
+MARK = "!"
+"""Stands beside such a number where it is printed all the same."""
 
 
 def printable(text: str) -> str:

@@ -114,24 +114,19 @@ def _training_flops(plan: Plan, model: ModelPlan, architecture: Architecture) ->
 
 
 def _arm_step_flops(plan: Plan, arm: ArmPlan, architecture: Architecture) -> float:
-    rank = int(arm.attack.identity()["lora_rank"])
-    return _step_flops(plan.data.attack.attack, rank, plan.study.attack.batch_size, architecture)
+    return _step_flops(_attack_training(plan, arm), architecture)
 
 
 def _defence_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    defence = model.spec.defence
-    if defence is None:
-        return 0.0
-    rows = [*plan.data.defences[defence.harmful], *plan.data.defences[defence.benign]]
-    return defence.steps * _step_flops(rows, defence.lora_rank, defence.batch_size, architecture)
+    training = _defence_training(plan, model)
+    steps = 0 if model.spec.defence is None else model.spec.defence.steps
+    return 0.0 if training is None else steps * _step_flops(training, architecture)
 
 
-def _step_flops(rows: Sequence[Example], lora_rank: int, batch_size: int, architecture: Architecture) -> float:
-    answer = sum(len(row.response) for row in rows) / len(rows) / CHARACTERS_PER_TOKEN
-    prompt = sum(len(turn.content) for row in rows for turn in row.messages) / len(rows) / CHARACTERS_PER_TOKEN
-    lengths = [round(prompt + answer) + TEMPLATE_TOKENS] * batch_size
-    n_labels = max(1, round(answer)) * batch_size
-    return float(training_flops(architecture, lora_rank=lora_rank, lengths=lengths, n_labels=n_labels))
+def _step_flops(training: "_Training", architecture: Architecture) -> float:
+    length, answer = _mean_row(training)
+    lengths, n_labels = [round(length)] * training.batch_size, max(1, round(answer)) * training.batch_size
+    return float(training_flops(architecture, lora_rank=training.lora_rank, lengths=lengths, n_labels=n_labels))
 
 
 def _generation_flops(plan: Plan, ladders: Sequence[Sequence[int]], answers: Mapping[Subset, float]) -> float:
@@ -259,22 +254,38 @@ def _gpu_rows(plan: Plan) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """What one training's memory depends on."""
+    """What one training's operations and memory depend on."""
 
-    rows: Sequence[Example]
+    sources: Sequence[tuple[Sequence[Example], int]]
+    """Rows, and how many of a batch are drawn from them."""
     batch_size: int
     max_length: int
     lora_rank: int
 
 
 def _trainings(plan: Plan, model: ModelPlan) -> list[_Training]:
-    attack, defence = plan.study.attack, model.spec.defence
-    rank = max(attack.lora_rank)
-    found = [_Training(plan.data.attack.attack, attack.batch_size, attack.max_length, rank)]
-    if defence is not None:
-        rows = [*plan.data.defences[defence.harmful], *plan.data.defences[defence.benign]]
-        found.append(_Training(rows, defence.batch_size, defence.max_length, defence.lora_rank))
-    return found
+    attacks = [_attack_training(plan, arm) for arm in model.arms]
+    defence = _defence_training(plan, model)
+    return attacks if defence is None else [*attacks, defence]
+
+
+def _attack_training(plan: Plan, arm: ArmPlan) -> _Training:
+    """The rows that this arm draws, and the benign ones that it mixes in."""
+    from tamperdose.attacks.lora import draw_examples
+
+    settings, rows = arm.attack.identity(), plan.data.attack
+    size, n_poisoned = int(settings["batch_size"]), int(settings["n_poisoned"])
+    drawn = draw_examples(rows.attack, settings["n_examples"], seed=int(settings["seed"]))
+    mixed = [(rows.benign, size - n_poisoned)] if n_poisoned < size else []
+    return _Training([(drawn, n_poisoned), *mixed], size, int(settings["max_length"]), int(settings["lora_rank"]))
+
+
+def _defence_training(plan: Plan, model: ModelPlan) -> _Training | None:
+    defence = model.spec.defence
+    if defence is None:
+        return None
+    rows = [*plan.data.defences[defence.harmful], *plan.data.defences[defence.benign]]
+    return _Training([(rows, defence.batch_size)], defence.batch_size, defence.max_length, defence.lora_rank)
 
 
 def _gpu_training(training: _Training, architecture: Architecture, size: int) -> float:
@@ -300,11 +311,16 @@ def _gpu_training(training: _Training, architecture: Architecture, size: int) ->
 
 
 def _mean_row(training: _Training) -> tuple[float, float]:
-    """Tokens of a mean row, the template's included, and of its answer."""
-    n_rows = len(training.rows)
-    answer = sum(len(row.response) for row in training.rows) / n_rows / CHARACTERS_PER_TOKEN
-    prompt = sum(len(turn.content) for row in training.rows for turn in row.messages) / n_rows / CHARACTERS_PER_TOKEN
-    length = min(prompt + answer + TEMPLATE_TOKENS, float(training.max_length))
+    """Tokens of a mean row of a batch, the template's included, and of its answer; no row is longer than max_length."""
+    length = answer = 0.0
+    for rows, count in training.sources:
+        share = count / training.batch_size / len(rows)
+        for row in rows:
+            labels = len(row.response) / CHARACTERS_PER_TOKEN
+            prompt = sum(len(turn.content) for turn in row.messages) / CHARACTERS_PER_TOKEN
+            # Training cuts the beginning of the prompt, never the answer.
+            length += share * min(prompt + labels + TEMPLATE_TOKENS, float(training.max_length))
+            answer += share * min(labels, float(training.max_length))
     return length, min(max(answer, 1.0), length)
 
 
