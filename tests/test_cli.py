@@ -528,6 +528,22 @@ def test_score_takes_several_doses(cli: Cli, tmp_path: Path) -> None:
     said = cli("score", "--base", base, *arguments, "-o", tmp_path / "out", "--judge", "phrases")
     assert said.code == 0, said.err
     assert _values(tmp_path / "out", "RRR") == {0: 1.0, 5: 0.5, 10: 0.0}
+    assert "ED50" in said.out
+
+
+def test_files_without_doses_have_no_breaking_dose(cli: Cli, tmp_path: Path) -> None:
+    base = _answers(tmp_path / "base.csv", [REFUSAL] * 4)
+    attacked = [_answers(tmp_path / f"{k}.csv", [REFUSAL] * k + [ANSWER] * (4 - k)) for k in (2, 0)]
+    said = cli(
+        *("score", "--base", base, "--attacked", attacked[0], "--attacked", attacked[1]),
+        *("-o", tmp_path / "out", "--judge", "phrases", "--no-rd"),
+    )
+    assert said.code == 0, said.err
+    assert "ED50" not in said.out
+    mixed = ("--attacked", attacked[0], "--attacked", f"9={attacked[1]}")
+    said = cli("score", "--base", base, *mixed, "-o", tmp_path / "other", "--judge", "phrases", "--no-rd")
+    assert said.code == 1
+    assert "some --attacked name a dose and some do not" in said.err
 
 
 def _unpaired_length(tmp_path: Path) -> Path:

@@ -186,7 +186,8 @@ def score(  # noqa: PLR0913 - one parameter per option
     from tamperdose.run.score import Scoring, score_recordings
 
     untouched, recordings = _recordings(base, attacked, response_column, base_column)
-    scoring = Scoring(rd=rd, train=_training(train))
+    dosed = _dose_and_path(attacked[0])[0] is not None
+    scoring = Scoring(rd=rd, train=_training(train), dosed=dosed)
     named = find_judges(judges)
     metrics = score_recordings(untouched, recordings, out, judges=named, reporter=Reporter(), scoring=scoring)
     _report(out, metrics, draw_run(out), as_json=as_json, force=force)
@@ -235,8 +236,13 @@ def _recordings(
 ) -> "tuple[Recording, list[tuple[int, Recording]]]":
     from tamperdose.run.score import read_recording
 
-    doses = [_dose_and_path(text, number) for number, text in enumerate(attacked, 1)]
-    recordings = [(dose, read_recording(path, response_column=response_column)) for dose, path in doses]
+    read = [_dose_and_path(text) for text in attacked]
+    if len({dose is None for dose, _ in read}) > 1:
+        raise DataError(explain("some --attacked name a dose and some do not", expected="DOSE=FILE for all, or none"))
+    recordings = [
+        (number if dose is None else dose, read_recording(path, response_column=response_column))
+        for number, (dose, path) in enumerate(read, 1)
+    ]
     return read_recording(base, response_column=base_column or response_column), recordings
 
 
@@ -310,13 +316,13 @@ def _folder(study: Path, out: Path | None, limit: int | None) -> Path:
     return out or study.parent / ("results" if limit is None else f"results_limit_{limit}")
 
 
-def _dose_and_path(text: str, number: int) -> tuple[int, Path]:
-    """Read `[DOSE=]A.csv`; without a dose, files count 1, 2, 3, ..."""
+def _dose_and_path(text: str) -> tuple[int | None, Path]:
+    """Read `[DOSE=]A.csv`; None without a dose."""
     read = re.fullmatch(r"\s*(-?[0-9]{1,15})=(.+)", text, re.DOTALL)
     if read is None:
         if "=" in text and not Path(text).exists():
             raise DataError(explain(f"cannot read --attacked '{text}'", expected="[DOSE=]FILE, e.g. 500=attacked.csv"))
-        return number, Path(text)
+        return None, Path(text)
     return int(read[1]), Path(read[2])
 
 

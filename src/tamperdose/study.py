@@ -497,7 +497,7 @@ class Study(Frozen):
     """A stage whose share of unreadable verdicts is above this fails."""
     rd_floor: Flag = True
     """Also draw two samples of the base at T = 0.7 and report their distance, the noise floor of RD."""
-    price_per_device_hour: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    price_per_device_hour: Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, le=10_000)] | None = None
     """US dollars for an hour of the device that trains; with it `costs.csv` and `plan` speak of money too."""
     keep_adapters: Flag = False
     """Tampered weights are deleted once measured, unless this stands together with a reason."""

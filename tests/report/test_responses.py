@@ -1,5 +1,6 @@
 """What the terminal says of breaking doses: bounds with their intervals, and what the audit leaves without support."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 
 from observations import arm
 from tamperdose.audit.findings import Audit, CellId, CheckResult, Claim, Outcome
+from tamperdose.errors import DataError
 from tamperdose.records import Label, Subset
 from tamperdose.report.responses import dose_text, response_lines, responses_of
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.costs import Clock, write_costs
 from tamperdose.run.observed import Observation
-from tamperdose.run.response import DOSE_RESPONSE, RESPONSE_COLUMNS, fit_arms, write_dose_response
+from tamperdose.run.response import DOSE_RESPONSE, DOSE_RESPONSE_JSON, RESPONSE_COLUMNS, fit_arms, write_dose_response
 from tamperdose.run.scale import write_scaling
 
 NAME = "m-lr0.001-s1"
@@ -113,3 +115,23 @@ def test_arms_without_support_are_named_before_the_claims(tmp_path: Path) -> Non
     assert lines[said[1]].endswith(f"counted in claim 1: {lost} at dose 500")
     assert said[1] < next(k for k, line in enumerate(lines) if "by size" in line)
     assert not any("not supported" in line for line in response_lines(tmp_path, "truth"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"fits": 5}', '{"fits": [1]}', '{"fits": [{"judge": "truth"}]}', '{"fits": [{"judge": "truth", "arm": "x"}]}'],
+)
+def test_a_damaged_file_of_fits_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / DOSE_RESPONSE_JSON).write_text(content)
+    with pytest.raises(DataError, match=r"dose_response\.json or scaling\.json in .* is damaged"):
+        response_lines(tmp_path, "truth")
+
+
+def test_an_undefined_dose_says_what_dose_0_was(tmp_path: Path) -> None:
+    never = [
+        replace(seen, labels={"truth": (Label.COMPLIANCE,) * len(seen.templates)}, base=seen.labels)
+        for seen in arm(6.0)
+    ]
+    written(tmp_path, never)
+    line = response_lines(tmp_path, "truth")[0]
+    assert "ED50 undefined: RRR at dose 0 is not surely above 0.5 (0.00 [0.00, 0.05], 80 templates)" in line

@@ -21,7 +21,7 @@ from tamperdose.report.captions import audit_text
 from tamperdose.report.drawing import Frame, Key, grid_of, line_handle, unsupported_handle
 from tamperdose.report.lost_doses import Fits, lost_arms, why_lost
 from tamperdose.report.marginals import factor_name
-from tamperdose.report.responses import read_fits, read_json, read_responses
+from tamperdose.report.responses import read_fits, read_json, read_responses, well_formed
 from tamperdose.report.scalings import different_settings, line_fit, n_censored, slope_text
 from tamperdose.report.select import (
     NO_AUDITS,
@@ -63,6 +63,11 @@ def draw_responses(run_dir: Path, audits: Audits = NO_AUDITS) -> list[Path]:
         DataError: A file of the run is missing or damaged.
         RunError: The folder cannot be written.
     """
+    with well_formed(run_dir):
+        return _drawn_responses(run_dir, audits)
+
+
+def _drawn_responses(run_dir: Path, audits: Audits) -> list[Path]:
     judge, folder = headline_judge(run_dir), run_dir / "figures"
     fits, frame = read_fits(run_dir, judge), load_run(run_dir)
     drawn = save_both(fitted_figure(fits, frame, audits), folder / "fitted_curves") if fits else []

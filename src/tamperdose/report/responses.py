@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,35 @@ def response_lines(folder: Path, judge: str, *, audit: Audit | None = None, forc
     Raises:
         DataError: As `read_responses` and `read_json`.
     """
+    with well_formed(folder):
+        return list(_response_lines(folder, judge, audit=audit, force=force))
+
+
+@contextmanager
+def well_formed(folder: Path) -> Iterator[None]:
+    """Have a result file of a run that lacks what its readers look up be told as such.
+
+    Raises:
+        DataError: It does.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        names = f"{DOSE_RESPONSE_JSON} or {SCALING_JSON}"
+        raise DataError(
+            explain(
+                f"{names} in {folder} is damaged",
+                got=f"{type(error).__name__}: {error}",
+                expected="what `tamperdose run` or `score` wrote there",
+                remedy="run the same command again: it writes them anew",
+            )
+        ) from error
+
+
+def _response_lines(folder: Path, judge: str, *, audit: Audit | None, force: bool) -> list[str]:
     rows = [row for row in read_responses(folder, judge) if str(row["metric"]).endswith("_steps")]
     fits = read_fits(folder, judge)
+    starts = {str(fit.get("arm")): _start(fit) for fit in fits}
     doubts = {str(fit.get("arm")): list(_doubts(fit)) for fit in fits}
     priced = read_costs(folder, judge)
     lines: list[str] = []
@@ -92,7 +120,7 @@ def response_lines(folder: Path, judge: str, *, audit: Audit | None = None, forc
     for arm in arms:
         mine = [row for row in rows if row["arm"] == arm and _name(row) in shown]
         lost = {_name(row): lost_row(row, fits, rows, audit) for row in mine}
-        said = [_supported(row, dose_text(row), lost[_name(row)], force=force) for row in mine]
+        said = [_supported(row, dose_text(row, starts.get(arm, "")), lost[_name(row)], force=force) for row in mine]
         lines.append(f"{printable(arm)}: " + "; ".join(said))
         lines += [f"  {doubt}" for doubt in doubts.get(arm, [])]
         if force or not lost.get("ED50"):
@@ -101,11 +129,18 @@ def response_lines(folder: Path, judge: str, *, audit: Audit | None = None, forc
     return [*lines, *(_lost_lines(fits, audit) if told else []), *told]
 
 
-def dose_text(row: Row) -> str:
+def _start(fit: Mapping[str, Any]) -> str:
+    """The rate at dose 0 of a fit, in words."""
+    rate = fit["rates"][0]
+    ends = "no interval" if rate["low"] is None else f"[{rate['low']:.2f}, {rate['high']:.2f}]"
+    return f" ({rate['value']:.2f} {ends}, {rate['n_templates']} templates)"
+
+
+def dose_text(row: Row, start: str = "") -> str:
     """An effective dose in words: "ED50 5.4 steps, between 5 and 6, [4, 7] for this run"; "ED50 > 8 steps, ..."."""
     name, unit = str(row["metric"]).split("_", 1)
     if row["censored"] == "undefined":
-        return f"{name} undefined: nothing to lose"
+        return f"{name} undefined: RRR at dose 0 is not surely above 0.5{start}"
     speaks = _SPEAKS_FOR.get(str(row["scope"]), str(row["scope"]))
     over_seeds = row["scope"] == Scope.ATTACK.value
     n_seeds = f" over {row['n_seeds']} seeds" if over_seeds else ""

@@ -104,6 +104,8 @@ class Scoring:
     """Whether drift is measured, which takes the sentence encoder."""
     train: tuple[Training, ...] | None = None
     """What the attack trained on, for the audit; None when it is not known."""
+    dosed: bool = True
+    """Whether the numbers beside the files are doses; else they only count them."""
 
 
 DEFAULT = Scoring()
@@ -121,8 +123,9 @@ def score_recordings(
 ) -> Path:
     """Measure recorded answers at each dose against the base, and audit them; returns the path of metrics.csv.
 
-    Written are metrics, a manifest and `audit.json`. Embeddings are kept under `out`/ledger by the digests of their
-    texts, so that scoring again embeds nothing that was embedded.
+    Without doses (`scoring.dosed` false) no breaking dose is fitted: the files' numbers say nothing of one. Written are
+    metrics, a manifest and `audit.json`. Embeddings are kept under `out`/ledger by the digests of their texts, so that
+    scoring again embeds nothing that was embedded.
 
     Raises:
         DataError: Files that do not pair, doses that are not increasing and above 0.
@@ -156,7 +159,8 @@ def score_recordings(
         # An earlier audit must not vouch for these numbers, should this be stopped half way.
         remove(out / AUDIT_FILE)
         write_comparisons(out, observed, level=0.95)
-        write_dose_response(out, fit_arms(observed, level=0.95), level=0.95)
+        fits = fit_arms(observed, level=0.95) if scoring.dosed else []
+        write_dose_response(out, fits, level=0.95)
         _write_manifest(out, name, judges, [base, *(recording for _, recording in attacked)])
         write_json(out / "metrics.json", {"study": name, "judge": names[0], "metrics": rows})
         metrics = write_csv(out / "metrics.csv", METRIC_COLUMNS, rows)

@@ -41,15 +41,17 @@ class LogLogistic:
     def falls_to(self, level: ArrayLike) -> Floats:
         """The dose at which each curve is at a level, shape (B,); 0 where it starts there, infinity where it never is.
 
-        x = e ((d - level) / (level - c))^(1 / b).
+        x = e ((d - level) / (level - c))^(1 / b). Curves may rise, as the complement of one that falls does.
         """
         target = np.asarray(level, dtype=np.float64)
         above, below = self.upper - target, target - self.lower
-        inside = (above > 0) & (below > 0)
+        inside = above * below > 0
+        # Past its start already, on the side that the curve goes to.
+        past = above * (self.upper - self.lower) <= 0
         ratio = np.where(inside, above, 1.0) / np.where(inside, below, 1.0)
         with np.errstate(over="ignore"):
             x = self.midpoint * np.exp(np.log(ratio) / self.slope)
-        return np.where(inside, x, np.where(above <= 0, 0.0, np.inf))
+        return np.where(inside, x, np.where(past, 0.0, np.inf))
 
 
 def fit_log_logistic(doses: ArrayLike, rates: ArrayLike, weights: ArrayLike) -> LogLogistic:
