@@ -17,9 +17,7 @@ LONG = (0, 1, 2, 4, 6, 8, 10, 12, 16, 32, 500, 1000, 2000)
 
 def sizes(ed50s: dict[float, float], *, doses: Sequence[int] = LONG, **more: Any) -> list[Observation]:
     return [
-        seen
-        for n, ed50 in ed50s.items()
-        for seen in arm(ed50, model=f"m{n:g}", params_b=n / 1e9, doses=doses, **more)
+        seen for n, ed50 in ed50s.items() for seen in arm(ed50, model=f"m{n:g}", params_b=n / 1e9, doses=doses, **more)
     ]
 
 
