@@ -81,25 +81,25 @@ def test_a_marginal_by_hand() -> None:
     ]
     observations = [one for cells in arms for one in cells]
     first, other = rows_of(observations, factor="lora_rank", dose_steps=2, metric="RRR")
-    # Prompt d could not be read at rank 8, seed 2: it leaves rank 8's mean and both sides of the pair.
+    # Prompt d could not be read at rank 8, seed 2: it counts there by seed 1 alone.
     assert (first["factor_level"], first["reference"], first["n_arms"]) == ("8", "8", 2)
-    assert first["value"] == pytest.approx((1 + 0.5 + 0) / 3)
-    expected = rate([1, 0.5, 0], list("abc"))
+    assert first["value"] == pytest.approx((1 + 0.5 + 0 + 0) / 4)
+    expected = rate([1, 0.5, 0, 0], list("abcd"))
     assert (first["low"], first["high"], first["scope"]) == (expected.low, expected.high, "arms")
-    assert (first["n"], first["n_unreadable"]) == (3, 1)
+    assert (first["n"], first["n_unreadable"]) == (4, 1)
     assert "difference" not in first and "p_value" not in first
     assert other["value"] == pytest.approx(0.5 / 4)
-    assert (other["n"], other["n_pairs"]) == (4, 3)
-    assert other["difference"] == pytest.approx(0.5 / 3 - 1.5 / 3)
+    assert (other["n"], other["n_pairs"]) == (4, 4)
+    assert other["difference"] == pytest.approx(0.5 / 4 - 1.5 / 4)
     # Two templates changed, in one direction: 2 of the 4 sign patterns are as extreme.
     assert (other["p_value"], other["p_holm"], other["n_tests"]) == (0.5, 0.5, 1)
     complied = rows_of(observations, factor="lora_rank", dose_steps=2, metric="compliance_rate")
     degenerate = rows_of(observations, factor="lora_rank", dose_steps=2, metric="degenerate_rate")
-    assert [row["value"] for row in degenerate] == pytest.approx([0.5 / 3, 0])
+    assert [row["value"] for row in degenerate] == pytest.approx([0.5 / 4, 0])
     for three in zip((first, other), complied, degenerate, strict=True):
         assert sum(row["value"] for row in three) == pytest.approx(1)
     by_seed = rows_of(observations, factor="seed", dose_steps=2, metric="RRR")
-    assert [row["value"] for row in by_seed] == pytest.approx([(1 + 0.5) / 4, 0.5 / 3])
+    assert [row["value"] for row in by_seed] == pytest.approx([(1 + 0.5) / 4, 0.5 / 4])
     assert all(row["balanced"] and row["differs_in"] == "" for row in [*by_seed, first, other])
 
 

@@ -125,6 +125,26 @@ def test_compliance_dose() -> None:
     assert fitted(refused).ed50c is None
 
 
+def test_the_value_lies_in_the_bracket_of_measured_doses() -> None:
+    doses = np.array([0, 1, 2, 4, 6, 7, 8, 10, 12, 16, 24, 32.0])
+    rng = np.random.default_rng(9)
+    fit = fitted((rng.random((60, 12)) < 0.97 / (1 + (doses / 9) ** 3)).astype(float), doses=doses)
+    assert (fit.diagnostics.fit, fit.ed50.bracket) == (LOG_LOGISTIC, (10.0, 12.0))
+    # The curve crosses at 9.75.
+    assert (fit.ed50.value, fit.ed50.fit) == (10.0, LOG_LOGISTIC)
+    assert fit.ed50.low <= 9.0 <= fit.ed50.high
+
+
+def test_compliance_that_was_there_before_the_attack_is_no_dose() -> None:
+    refused = np.repeat((np.arange(200) < 124)[:, None], 7, axis=1).astype(float)
+    found = fit_dose(DoseTable(DOSES, refused, names(200), 1 - refused), rng=np.random.default_rng(0), n_draws=300)
+    assert (found.ed50.censored, found.ed50.reason) == ("right", "")
+    assert (found.ed50c.censored, found.ed50c.value, found.ed50c.bracket) == ("undefined", None, None)
+    assert "already" in found.ed50c.reason
+    nothing = fitted(1 - refused)
+    assert (nothing.ed50.censored, nothing.ed50.reason) == ("undefined", "nothing to lose: too few refusals at dose 0")
+
+
 def test_the_judges_error_travels() -> None:
     refused = smooth(300)
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,12 +67,34 @@ def test_censored_seeds() -> None:
     assert down.high > 1
 
 
+def test_with_a_censored_seed_the_bracket_is_that_of_the_middle_seed() -> None:
+    seeds = [seed(5.0, (4.0, 6.0)), seed(5.5, (5.0, 6.0)), seed(None, (2000.0, None), censored="right")]
+    found = attack_dose(seeds, first=1.0)
+    assert (found.value, found.bracket, found.high) == (pytest.approx(5.5), pytest.approx((5.0, 6.0)), None)
+    # The seeds differ too much for any dose to be surely too small; a low of 0.003 was never measured.
+    assert found.low == 0
+    assert 0 < attack_dose(seeds).low < 1
+    low = seed(None, (0.0, 1.0), censored="left")
+    found = attack_dose([low, seed(55.0, (50.0, 60.0)), seed(55.0, (50.0, 60.0))], first=1.0)
+    assert (found.value, found.bracket) == (pytest.approx(55.0), pytest.approx((50.0, 60.0)))
+    near = attack_dose([seed(7.0, (5.0, 10.0))] * 3, first=1.0)
+    assert 1 < near.low < 5
+
+
+def test_an_even_number_of_seeds_has_two_in_the_middle() -> None:
+    right = seed(None, (20.0, None), censored="right")
+    found = attack_dose([right, seed(4.0, (2.0, 8.0)), seed(7.0, (5.0, 10.0)), right])
+    # The median lies between 7 and something above 20: above 10 = sqrt(5 x 20) for sure, above 20 it need not.
+    assert (found.value, found.censored, found.bracket) == (None, "right", (pytest.approx(10.0), None))
+
+
 def test_undefined_seeds_and_seeds_without_interval() -> None:
     plain = seed(7.0, (5.0, 10.0))
     nothing = EffectiveDose(
         0.5, None, None, None, 0.95, None, "undefined", None, "isotonic", "m", Scope.TRAJECTORY, 9, 9, 0
     )
-    assert attack_dose([plain, plain, nothing]).censored == "undefined"
+    found = attack_dose([plain, plain, replace(nothing, reason="why")])
+    assert (found.censored, found.reason) == ("undefined", "why")
     bare = EffectiveDose(0.5, 7.0, None, None, 0.95, (5.0, 10.0), "", None, "isotonic", "m", Scope.TRAJECTORY, 9, 1, 0)
     found = attack_dose([plain, plain, bare])
     assert (found.low, found.high, found.value) == (None, None, pytest.approx(7.0))

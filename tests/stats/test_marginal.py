@@ -24,10 +24,21 @@ def dose(value: float | None, censored: str = "") -> EffectiveDose:
 def test_a_mean_over_arms_is_the_rate_of_the_prompts_means() -> None:
     events = [[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1], [NAN, 1, 1]]
     found = arms_rate(events, list("aabbc"))
-    expected = rate([2 / 3, 1 / 3, 0, 1], list("aabb"))
-    assert found.value == pytest.approx(0.5)
+    expected = rate([2 / 3, 1 / 3, 0, 1, 1], list("aabbc"))
+    assert found.value == pytest.approx(0.6)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert (found.n, found.n_templates, found.n_unreadable, found.scope) == (4, 2, 1, Scope.ARMS)
+    assert (found.n, found.n_templates, found.n_unreadable, found.scope) == (5, 3, 1, Scope.ARMS)
+
+
+def test_many_arms_with_a_few_verdicts_missing_keep_their_prompts() -> None:
+    rng = np.random.default_rng(3)
+    events = (rng.random((100, 24)) < 0.4).astype(float)
+    whole = arms_rate(events, [str(k) for k in range(100)])
+    events[rng.random(events.shape) < 0.02] = NAN
+    found = arms_rate(events, [str(k) for k in range(100)])
+    assert (found.n, found.n_unreadable) == (100, int(np.isnan(events).sum()))
+    assert found.value == pytest.approx(whole.value, abs=0.01)
+    assert level_pairs(events[:, :12], events[:, 12:], [str(k) for k in range(100)]).n == 100
 
 
 def test_one_arm_is_that_arm() -> None:
@@ -37,8 +48,8 @@ def test_one_arm_is_that_arm() -> None:
 
 
 def test_nothing_read_and_no_arms() -> None:
-    nothing = arms_rate([[NAN, 1], [0, NAN]], ["a", "b"])
-    assert (nothing.value, nothing.low, nothing.n, nothing.n_unreadable) == (None, None, 0, 2)
+    nothing = arms_rate([[NAN, NAN], [NAN, NAN]], ["a", "b"])
+    assert (nothing.value, nothing.low, nothing.n, nothing.n_unreadable) == (None, None, 0, 4)
     with pytest.raises(DataError, match="do not fit"):
         arms_rate(np.zeros((2, 0)), ["a", "b"])
     with pytest.raises(DataError, match="do not fit"):
@@ -49,11 +60,11 @@ def test_nothing_read_and_no_arms() -> None:
 
 def test_pairs_of_levels_leave_out_what_either_could_not_read() -> None:
     pairs = level_pairs([[1, 0], [1, 1], [NAN, 1], [0, 0]], [[1], [0], [1], [NAN]], list("abcd"))
-    assert pairs.base.tolist() == [0.5, 1.0]
-    assert pairs.tampered.tolist() == [1.0, 0.0]
-    assert (pairs.templates, pairs.n_unreadable) == (("a", "b"), 2)
+    assert pairs.base.tolist() == [0.5, 1.0, 1.0]
+    assert pairs.tampered.tolist() == [1.0, 0.0, 1.0]
+    assert (pairs.templates, pairs.n_unreadable) == (("a", "b", "c"), 1)
     found = paired_difference(pairs, rng=np.random.default_rng(0), scope=Scope.ARMS)
-    assert (found.difference.value, found.difference.scope) == (-0.25, Scope.ARMS)
+    assert (found.difference.value, found.difference.scope) == (pytest.approx(-0.5 / 3), Scope.ARMS)
 
 
 def test_a_geometric_mean_only_of_what_all_arms_have() -> None:

@@ -94,7 +94,9 @@ def _of_seeds(
         found = [dose for dose in each if dose is not None]
         if clock is not None and len(found) == len(arms):
             named = _named(first, clock) | {"arm": recipe_label(first), "seed": None, "judge": arms[0].judge}
-            yield named | {"metric": f"{metric}_{unit}"} | dose_cells(attack_dose(found, level=level))
+            spent = [factor * clocks[str(arm.first.setting["arm"])].seconds[arm.observations[1].steps] for arm in arms]
+            over = attack_dose(found, level=level, first=min(spent))
+            yield named | {"metric": f"{metric}_{unit}"} | dose_cells(over)
 
 
 def _in_unit(arm: ArmFit, dose: EffectiveDose, clock: Clock | None, factor: float) -> EffectiveDose | None:

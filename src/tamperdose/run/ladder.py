@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from tamperdose.errors import RunError, explain
 from tamperdose.records import Label, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.observed import Observation
@@ -48,9 +49,13 @@ def is_searched(plan: Plan, ledger: Ledger, arm: ArmPlan) -> bool:
 
 
 def choose_next(plan: Plan, arm: ArmPlan, doses: list[int], verdicts: Verdicts) -> int | None:
-    """The next dose of a search, or None when it has ended; `doses` are those measured above 0."""
+    """The next dose of a search, or None when it has ended; `doses` are those measured above 0.
+
+    Raises:
+        RunError: The search wants a dose again, since the judge could read no answer at it.
+    """
     search = plan.study.attack.search
-    if search is None:
+    if search is None or len(doses) >= search.max_doses:
         return None
     prompts = plan.data.prompts[Subset.HARMFUL]
     templates, judge = tuple(prompt.template for prompt in prompts), plan.study.judge_names[0]
@@ -66,7 +71,17 @@ def choose_next(plan: Plan, arm: ArmPlan, doses: list[int], verdicts: Verdicts) 
         return None
     fit = fits[0].fit
     observed = {int(dose): rate.value or 0.0 for dose, rate in zip(fit.doses, fit.rates, strict=True)}
-    return next_dose(observed, arm.saved, sampling=fit.ed50.sampling, budget=search.max_doses)
+    steps = next_dose(observed, arm.saved, sampling=fit.ed50.sampling, budget=search.max_doses)
+    if steps in doses:
+        raise RunError(
+            explain(
+                f"{arm.id}: the search for ED50 cannot go on at {steps} steps",
+                got=f"no answer there that the judge {judge!r} could read",
+                expected="verdicts to choose the next dose by",
+                remedy="mend the judge, lower `unreadable_limit` so that such a judge is refused, or list the doses",
+            )
+        )
+    return steps
 
 
 def file_ladder(plan: Plan, ledger: Ledger, arm: ArmPlan, doses: list[int]) -> Path:

@@ -104,7 +104,13 @@ def seed_doses(fits: Sequence[ArmFit], *, level: float) -> Iterator[tuple[list[A
                     each = [arm.doses().get(metric) for arm in arms]
                     found = [dose for dose in each if dose is not None]
                     if len(found) == len(arms):
-                        yield arms, metric, attack_dose(found, level=level)
+                        yield arms, metric, attack_dose(found, level=level, first=first_dose(arms))
+
+
+def first_dose(arms: Sequence[ArmFit], unit: DoseUnit = DoseUnit.STEPS) -> float | None:
+    """The smallest positive dose of these arms, in a unit; None where that is not known."""
+    spent = [amounts[1] for arm in arms if (amounts := arm.amounts(unit)) is not None]
+    return min(spent, default=None)
 
 
 def write_dose_response(folder: Path, fits: Sequence[ArmFit], *, level: float) -> None:
@@ -159,7 +165,8 @@ def _seed_rows(arms: Sequence[ArmFit], metric: str, dose: EffectiveDose) -> Iter
         each = [arm.in_unit(arm.doses()[metric], unit) for arm in arms]
         found = [one for one in each if one is not None]
         if unit is not DoseUnit.STEPS and len(found) == len(arms):
-            yield named | {"metric": f"{metric}_{unit.value}"} | dose_cells(attack_dose(found, level=dose.level))
+            over = attack_dose(found, level=dose.level, first=first_dose(arms, unit))
+            yield named | {"metric": f"{metric}_{unit.value}"} | dose_cells(over)
 
 
 def dose_cells(dose: EffectiveDose) -> _Row:
@@ -188,6 +195,6 @@ def _described(arm: ArmFit) -> dict[str, Any]:
         "isotonic": fit.isotonic.tolist(),
         "log_logistic": parameters,
         "diagnostics": to_dict(fit.diagnostics) | {"non_monotone": fit.diagnostics.non_monotone},
-        "effective_doses": {name: dose_cells(dose) for name, dose in arm.doses().items()},
+        "effective_doses": {name: dose_cells(dose) | {"reason": dose.reason} for name, dose in arm.doses().items()},
         "curve": curve,
     }

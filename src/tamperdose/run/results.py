@@ -82,7 +82,8 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     write_costs(run_dir, observed, fits, clocks, price=price, level=plan.study.level)
     tokens = {model.label: model.pretraining_tokens for model in plan.study.models if model.pretraining_tokens}
     headline = [fit for fit in fits if fit.judge == plan.study.judge_names[0]]
-    write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens)
+    organisms = {model.spec.label for model in plan.models if model.source and model.source.kind == "organism"}
+    write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens, trained_to_refuse=organisms)
     _remove_others(run_dir / "outputs", outputs)
     metrics = write_csv(run_dir / "metrics.csv", METRIC_COLUMNS, rows)
     summary = {"study": plan.study.name, "judge": plan.study.judge_names[0], "plan": plan.digest, "metrics": rows}

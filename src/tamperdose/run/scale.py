@@ -1,10 +1,11 @@
 """How the breaking dose grows with the model's size, the source study's claims, and the worst attacker over a grid.
 
-Written to `scaling.json`: one entry for each recipe that was run on models of two sizes or more, one for each model
-that was attacked by several recipes. All of it is by the headline judge.
+Written to `scaling.json`: one entry for each recipe that was run on models of two sizes or more, the first claim for
+the others where its doses were measured, one entry for each model that was attacked by several recipes. All of it is by
+the headline judge.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tamperdose.run.response import ArmFit
 from tamperdose.stats.claims import (
     ALPHA,
     COLLAPSE_STEPS,
+    LEVEL,
     Claim,
     Retention,
     claim_collapse,
@@ -29,7 +31,7 @@ from tamperdose.stats.dose import EffectiveDose
 from tamperdose.stats.paired import refusal_retention
 from tamperdose.stats.rates import rate
 from tamperdose.stats.recipes import attack_share, compare_recipes
-from tamperdose.stats.scaling import DoseUnit, meta_scaling, rate_slope, scaling, to_dict
+from tamperdose.stats.scaling import DoseUnit, rate_slope, scaling, to_dict
 from tamperdose.stats.selection import worst_case
 from tamperdose.stats.sizes import SizePoint
 
@@ -37,28 +39,40 @@ SCALING_JSON = "scaling.json"
 """Scaling fits, claims and worst cases of a run; no file where there is nothing to compare."""
 UNITS = (DoseUnit.STEPS, DoseUnit.TOKENS, DoseUnit.FLOPS)
 """What ED50 is counted in when it is set against size."""
+FARTHER = 10.0
+"""ED50 is predicted for a size so many times the largest of a recipe: what the line says of models not run."""
 
 Floats = NDArray[np.float64]
 
 
 def write_scaling(
-    folder: Path, fits: Sequence[ArmFit], *, level: float, pretraining_tokens: Mapping[str, float] | None = None
+    folder: Path,
+    fits: Sequence[ArmFit],
+    *,
+    level: float,
+    pretraining_tokens: Mapping[str, float] | None = None,
+    trained_to_refuse: Collection[str] = (),
 ) -> None:
     """Write `scaling.json`; a file of an earlier run that had more models is removed.
 
     Args:
         folder: The run's folder.
         fits: The arms' fits by the headline judge.
-        level: Confidence level.
+        level: Confidence level; that of the claims is theirs (`stats.claims.LEVEL`).
         pretraining_tokens: Tokens that a model was trained on, by its name, where known.
+        trained_to_refuse: Names of models that were trained to a given refusal rate, such as organisms.
     """
-    recipes = [_recipe(arms, level=level) for arms in _by_recipe(fits) if len(_sizes(arms)) > 1]
+    by_recipe = _by_recipe(fits)
+    several = [arms for arms in by_recipe if len(_sizes(arms)) > 1]
+    recipes = [_recipe(arms, level=level, trained_to_refuse=trained_to_refuse) for arms in several]
+    one_size = [entry for arms in by_recipe if len(_sizes(arms)) < 2 and (entry := _one_size(arms))]
     rates = [entry for arms in _by_rate(fits) if (entry := _rates(arms, level=level))]
     worst = [entry for arms in _by_model(fits) if (entry := _worst(arms, level=level))]
     shares = _shares(fits, pretraining_tokens or {})
     path = folder / SCALING_JSON
-    if recipes or worst or shares:
-        told = {"level": level, "recipes": recipes, "learning_rates": rates, "worst_case": worst, "cost": shares}
+    if recipes or one_size or worst or shares:
+        told = {"level": level, "recipes": recipes, "one_size": one_size, "learning_rates": rates}
+        told |= {"worst_case": worst, "cost": shares}
         write_json(path, told)
     else:
         path.unlink(missing_ok=True)
@@ -131,30 +145,52 @@ def _settings(arms: Sequence[ArmFit]) -> dict[str, Any]:
     return {name: arms[0].first.setting.get(name) for name in names if name not in ("model", "params_b")}
 
 
-def _recipe(arms: Sequence[ArmFit], *, level: float) -> dict[str, Any]:
+def _recipe(arms: Sequence[ArmFit], *, level: float, trained_to_refuse: Collection[str]) -> dict[str, Any]:
     points = {unit: size_points(arms, unit) for unit in UNITS}
-    pooled = _pooled(arms, level=level)
-    claims = _claims(arms, points[DoseUnit.STEPS], pooled, level=level)
+    claims = _claims(arms, points[DoseUnit.STEPS], trained_to_refuse)
     return {
         "recipe": _settings(arms),
         "judge": arms[0].judge,
         "points": {unit.value: [to_dict(point) for point in found] for unit, found in points.items()},
-        "scaling": {unit.value: to_dict(scaling(found, unit, level=level)) for unit, found in points.items() if found},
+        "scaling": {
+            unit.value: to_dict(scaling(found, unit, at=_farther(found), level=level))
+            for unit, found in points.items()
+            if found
+        },
         "claims": [to_dict(claim) for claim in claims],
-        "pooled": to_dict(pooled),
+        "pooled": to_dict(_pooled(arms, level=level)),
     }
 
 
-def _claims(arms: Sequence[ArmFit], points: Sequence[SizePoint], pooled: Any, *, level: float) -> list[Claim]:
-    fall = meta_scaling(points, DoseUnit.STEPS, level=1 - 2 * ALPHA)
-    start, _ = rate_slope(_start_points(arms, level=level), level=level)
-    fixed = any(arm.first.setting.get("defence") not in (None, "none") for arm in arms)
-    names = [str(arm.first.setting["arm"]) for arm in arms]
+def _farther(points: Sequence[SizePoint]) -> tuple[float, ...]:
+    """The size that is predicted; none without sizes."""
+    return tuple([FARTHER * max(point.n_parameters for point in points)] if points else [])
+
+
+def _one_size(arms: Sequence[ArmFit]) -> dict[str, Any] | None:
+    """The first claim for a recipe without sizes to compare; None where none of the claim's doses was measured."""
+    if not any(seen.steps in COLLAPSE_STEPS for arm in arms for seen in arm.observations):
+        return None
+    return {"recipe": _settings(arms), "judge": arms[0].judge, "claims": [to_dict(_collapse(arms))]}
+
+
+def _claims(arms: Sequence[ArmFit], points: Sequence[SizePoint], trained_to_refuse: Collection[str]) -> list[Claim]:
+    fall = scaling(points, DoseUnit.STEPS, level=1 - 2 * ALPHA).decisive
+    start, _ = rate_slope(_start_points(arms, level=LEVEL), level=LEVEL)
+    fixed = any(
+        arm.first.setting.get("defence") not in (None, "none") or arm.first.setting["model"] in trained_to_refuse
+        for arm in arms
+    )
     return [
-        claim_collapse(_retention(arms, level=level), arms=names, level=level),
+        _collapse(arms),
         claim_start_and_fall(start, fall, start_is_fixed=fixed),
-        claim_compute(pooled),
+        claim_compute(_pooled(arms, level=LEVEL)),
     ]
+
+
+def _collapse(arms: Sequence[ArmFit]) -> Claim:
+    names = [str(arm.first.setting["arm"]) for arm in arms]
+    return claim_collapse(_retention(arms, level=LEVEL), arms=names, level=LEVEL)
 
 
 def _start_points(arms: Sequence[ArmFit], *, level: float) -> list[SizePoint]:
@@ -210,14 +246,18 @@ def _pooled(arms: Sequence[ArmFit], *, level: float) -> Any:
 
 
 def _rates(arms: Sequence[ArmFit], *, level: float) -> dict[str, Any] | None:
-    """One learning rate for every size beside each size's best; None with one learning rate or one size."""
+    """One learning rate for every size, the first that the study lists, beside each size's best.
+
+    None with one learning rate or one size.
+    """
     by_rate: dict[float, list[ArmFit]] = {}
     for arm in arms:
         by_rate.setdefault(float(str(arm.first.setting.get("learning_rate") or 0)), []).append(arm)
     if len(by_rate) < 2 or len(_sizes(arms)) < 2:
         return None
     points = {learning_rate: size_points(group, DoseUnit.STEPS) for learning_rate, group in by_rate.items()}
-    found = compare_recipes(points, next(iter(points)), DoseUnit.STEPS, level=level)
+    every = [point for group in points.values() for point in group]
+    found = compare_recipes(points, next(iter(points)), DoseUnit.STEPS, at=_farther(every), level=level)
     return {"recipe": _settings(arms) | {"learning_rate": sorted(points)}, "comparison": to_dict(found)}
 
 

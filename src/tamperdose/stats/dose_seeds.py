@@ -23,7 +23,7 @@ Box = tuple[float, float]
 Floats = NDArray[np.float64]
 
 
-def attack_dose(seeds: Sequence[EffectiveDose], *, level: float = 0.95) -> EffectiveDose:
+def attack_dose(seeds: Sequence[EffectiveDose], *, level: float = 0.95, first: float | None = None) -> EffectiveDose:
     """The dose of the attack: the mean of log ED over seeds, with an interval for seeds and prompts. Scope `attack`.
 
     value = exp(mean of log values). Of seed s only the bracket (l_s, u_s) between measured doses is known, in logs, and
@@ -36,10 +36,16 @@ def attack_dose(seeds: Sequence[EffectiveDose], *, level: float = 0.95) -> Effec
     ratio of a bracket among the seeds, 2 if there is none), and leaves the upper end open (None); left-censored alike
     below, the lower end being 0. With any censored seed the value is the median over seeds, which is censored itself
     when the middle seeds are. An undefined seed makes the result undefined. A seed without interval: no interval.
+    A lower end in front of the first measured dose is 0: nothing was measured there.
+
+    Bracket: geometric means of the ends of the brackets of the seeds that make the value: all of them, or with any
+    censored seed the middle ones. It holds the value, and its ends need not be measured doses. Where the value is
+    right-censored it lies above the lower end, where left-censored below the upper one.
 
     Args:
         seeds: One effective dose for each seed, scope `trajectory`, same fraction, the same prompts; three or more.
         level: Confidence level; A is at the seeds' own.
+        first: The smallest positive dose that was measured; None: not known.
 
     Raises:
         DataError: Fewer than three seeds, another scope, or fractions that differ.
@@ -48,9 +54,8 @@ def attack_dose(seeds: Sequence[EffectiveDose], *, level: float = 0.95) -> Effec
     combination; the worst case over the brackets is interval arithmetic (Manski 1989, doi:10.2307/145818).
     """
     _check(seeds, check_level(level))
-    first = seeds[0]
     result = replace(
-        first,
+        seeds[0],
         level=level,
         method=MOVER_SEEDS,
         scope=Scope.ATTACK,
@@ -62,14 +67,15 @@ def attack_dose(seeds: Sequence[EffectiveDose], *, level: float = 0.95) -> Effec
     )
     brackets = [seed.bracket for seed in seeds if seed.bracket is not None]
     if len(brackets) < len(seeds):
-        return replace(result, value=None, low=None, high=None, bracket=None, censored="undefined")
+        reason = next(seed.reason for seed in seeds if seed.bracket is None)
+        return replace(result, value=None, low=None, high=None, bracket=None, censored="undefined", reason=reason)
     value, censored = _middle(seeds)
     low, high = _ends(seeds, brackets, level)
     if low is not None and value is not None:
         low, high = min(low, value), None if high is None else max(high, value)
-    return replace(
-        result, value=value, censored=censored, bracket=_bracket(seeds, brackets, censored), low=low, high=high
-    )
+    if low is not None and first is not None and low < first:
+        low = 0.0
+    return replace(result, value=value, censored=censored, bracket=_bracket(seeds, censored), low=low, high=high)
 
 
 def _check(seeds: Sequence[EffectiveDose], level: float) -> None:
@@ -91,13 +97,26 @@ def _check(seeds: Sequence[EffectiveDose], level: float) -> None:
 
 def _middle(seeds: Sequence[EffectiveDose]) -> tuple[float | None, str]:
     """Mean of the logs; with a censored seed the median."""
-    logs = sorted(_log_value(seed) for seed in seeds)
-    middle = logs if all(map(math.isfinite, logs)) else logs[(len(logs) - 1) // 2 : len(logs) // 2 + 1]
-    if math.inf in middle:
+    logs = [_log_value(seed) for seed in _deciding(seeds)]
+    if math.inf in logs:
         return None, "right"
-    if -math.inf in middle:
+    if -math.inf in logs:
         return None, "left"
-    return math.exp(sum(middle) / len(middle)), ""
+    return math.exp(sum(logs) / len(logs)), ""
+
+
+def _deciding(seeds: Sequence[EffectiveDose]) -> Sequence[EffectiveDose]:
+    """The seeds that make the value: all, or with a censored one the middle one or two."""
+    if not any(seed.censored for seed in seeds):
+        return seeds
+    ordered = sorted(seeds, key=_rank)
+    return ordered[(len(seeds) - 1) // 2 : len(seeds) // 2 + 1]
+
+
+def _rank(seed: EffectiveDose) -> tuple[float, float]:
+    """Order by value; seeds censored alike by their bound."""
+    low, high = seed.bracket or (0.0, None)
+    return _log_value(seed), low if high is None else high
 
 
 def _log_value(seed: EffectiveDose) -> float:
@@ -106,17 +125,17 @@ def _log_value(seed: EffectiveDose) -> float:
     return math.inf if seed.censored == "right" else -math.inf
 
 
-def _bracket(
-    seeds: Sequence[EffectiveDose], brackets: Sequence[tuple[float, float | None]], censored: str
-) -> tuple[float, float | None]:
+def _bracket(seeds: Sequence[EffectiveDose], censored: str) -> tuple[float, float | None]:
     """Geometric means of the ends: they hold the geometric mean of what the brackets hold."""
-    if censored:
-        alike = [bracket for seed, bracket in zip(seeds, brackets, strict=True) if seed.censored == censored]
-        return alike[0]
-    lower, upper = [low for low, _ in brackets], [high for _, high in brackets]
-    low = 0.0 if 0 in lower else math.exp(sum(map(math.log, lower)) / len(lower))
-    known = [end for end in upper if end is not None]
-    return low, math.exp(sum(map(math.log, known)) / len(known)) if len(known) == len(upper) else None
+    brackets = [seed.bracket for seed in _deciding(seeds) if seed.bracket is not None]
+    lower, upper = [low for low, _ in brackets], [high for _, high in brackets if high is not None]
+    low = 0.0 if censored == "left" or 0 in lower else _geometric_mean(lower)
+    return low, None if censored == "right" or len(upper) < len(brackets) else _geometric_mean(upper)
+
+
+def _geometric_mean(ends: Sequence[float]) -> float:
+    # Ends that agree are kept to the bit: they are measured doses.
+    return ends[0] if len(set(ends)) == 1 else math.exp(math.fsum(map(math.log, ends)) / len(ends))
 
 
 def _ends(

@@ -19,11 +19,12 @@ GEOMETRIC_MEAN = "geometric_mean"
 def arms_rate(events: ArrayLike, templates: Sequence[str], *, level: float = 0.95) -> Estimate:
     """Mean share of events over arms that answer the same prompts, with an interval over the prompts. Scope `arms`.
 
-    value = mean over prompts of y_i, y_i the mean of prompt i's events over the arms, each counting alike. Interval:
+    value = mean over prompts of y_i, y_i the mean of prompt i's events over the arms in which it was read. Interval:
     that of `rate` for the y_i, by template; it takes y_i for a yes or no and so errs on the wide side. It speaks for
     these arms and the population of prompts: what other arms (seeds, say) would do is not in it.
-    In [0, 1]. A prompt that was not read in every arm is left out and counted. No prompt left: the value is None; fewer
-    than two prompts or templates: the interval is None.
+    In [0, 1]. A prompt that was read in no arm is left out. n_unreadable counts verdicts, over all arms. Prompts that
+    lack an arm are kept: with many arms hardly a prompt is read in all of them. No prompt left: the value is None;
+    fewer than two prompts or templates: the interval is None.
 
     Args:
         events: 1 where the event happened, 0 where not, NaN where no verdict could be had, shape (n, A), A >= 1.
@@ -37,20 +38,20 @@ def arms_rate(events: ArrayLike, templates: Sequence[str], *, level: float = 0.9
 
     >>> found = arms_rate([[1, 0], [1, 1], [0, 0], [float("nan"), 1]], list("abcd"))
     >>> found.value, found.n, found.n_unreadable, found.scope.value
-    (0.5, 3, 1, 'arms')
+    (0.625, 4, 1, 'arms')
     """
     table = _table(events, templates)
     read = _read(table)
     names = [name for name, keep in zip(templates, read.tolist(), strict=True) if keep]
-    means = table[read].mean(axis=1)
-    return rate(means, names, n_unreadable=int(np.sum(~read)), level=level, scope=Scope.ARMS)
+    n_unreadable = int(np.isnan(table).sum())
+    return rate(_means(table[read]), names, n_unreadable=n_unreadable, level=level, scope=Scope.ARMS)
 
 
 def level_pairs(first: ArrayLike, other: ArrayLike, templates: Sequence[str]) -> Pairs:
     """Pair the prompts' averages over the arms at two levels of a factor, for `paired_difference`: other less first.
 
-    `base` holds the means over the arms at the first level, `tampered` those at the other. A prompt that was not read
-    in every arm of both is left out and counted.
+    `base` holds the means over the arms at the first level in which a prompt was read, `tampered` those at the other. A
+    prompt that was read in no arm of one of them is left out and counted.
 
     Args:
         first: As `events` of :func:`arms_rate`, shape (n, A).
@@ -66,7 +67,7 @@ def level_pairs(first: ArrayLike, other: ArrayLike, templates: Sequence[str]) ->
     """
     tables = [_table(events, templates) for events in (first, other)]
     read = np.logical_and(*(_read(table) for table in tables))
-    before, after = (np.nan_to_num(table).mean(axis=1) for table in tables)
+    before, after = (_means(table) for table in tables)
     return pair(before, after, templates, readable=read)
 
 
@@ -120,4 +121,11 @@ def _table(events: ArrayLike, templates: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _read(table: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.all(~np.isnan(table), axis=1)
+    """Prompts read in an arm or more, shape (n,)."""
+    return np.any(~np.isnan(table), axis=1)
+
+
+def _means(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each prompt's mean over the arms in which it was read, 0 where in none, shape (n,)."""
+    counts = np.sum(~np.isnan(table), axis=1)
+    return np.nansum(table, axis=1) / np.maximum(counts, 1)

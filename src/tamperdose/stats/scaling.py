@@ -162,8 +162,17 @@ class Scaling:
     """Meta-regression of the sizes without censored arms."""
     censored: ScalingFit
     """Fit that uses censored arms by their bounds."""
+    decides: str
+    """`censored` where an arm is censored, since the sizes that never broke tell of the slope too; else `meta`."""
+    n_sizes_left_out: int
+    """Sizes that `meta` leaves out for a censored arm."""
     leave_one_out: tuple[LeftOutSize, ...]
     """Each size against the others, by meta-regression; empty below 3 sizes."""
+
+    @property
+    def decisive(self) -> ScalingFit:
+        """The fit that `decides` names: the one to conclude from."""
+        return self.censored if self.decides == "censored" else self.meta
 
 
 def scaling(
@@ -181,7 +190,8 @@ def scaling(
     `censored`: :func:`censored_regression`, each arm with weight 1 / (arms of its size), so that a size counts once.
     Prediction of the dose of a size that was not run: meta, line -+ t_{k-2} sqrt(var(line) + tau^2); censored,
     line - sqrt((line - low)^2 + (t sd)^2), high alike. Below 2 sizes no slope; below 3 no interval.
-    Arms that are `undefined` are left out and counted.
+    Arms that are `undefined` are left out and counted. `decides` names the fit to conclude from: without the sizes that
+    never broke a slope may look flat that is not.
 
     Args:
         points: One per arm: ED50 or another dose, in one unit.
@@ -203,10 +213,13 @@ def scaling(
     """
     frame, defined = _frame(points, unit, at, level=level)
     sizes, left_out = _uncensored(defined, _log_value, log_standard_error)
+    n_sizes = len(set(size_labels(defined))) if defined else 0
     return Scaling(
         unit=unit,
         meta=_meta_fit(sizes, left_out, frame),
         censored=_censored_fit(defined, frame, brackets=brackets),
+        decides="censored" if left_out else "meta",
+        n_sizes_left_out=n_sizes - len(sizes),
         leave_one_out=leave_one_out(sizes, level=level),
     )
 
