@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,6 +55,16 @@ def test_level_that_is_never_reached(rate: float, dose: float) -> None:
     assert found.falls_to(0.5 * found.upper)[0] > 128
     assert found.at(DOSES)[0] == pytest.approx(np.full(9, rate), abs=0.01)
     assert dose == np.inf
+
+
+def test_the_complement_of_a_curve_reaches_the_complement_of_a_level() -> None:
+    falling = fit_log_logistic(DOSES, [0.9 / (1 + (DOSES / 10) ** 2)], [np.full(9, 50.0)])
+    rising = replace(falling, upper=1 - falling.upper, lower=1 - falling.lower)
+    at = falling.falls_to(np.array([0.3]))
+    assert 0 < at[0] < np.inf
+    assert rising.falls_to(np.array([0.7])) == pytest.approx(at)
+    assert rising.falls_to(1 - falling.upper - 0.01)[0] == 0
+    assert rising.falls_to(np.array([1.2]))[0] == np.inf
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 50)), min_size=1, max_size=12))

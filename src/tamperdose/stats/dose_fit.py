@@ -47,7 +47,7 @@ class LogLogistic:
         above, below = self.upper - target, target - self.lower
         inside = above * below > 0
         # Past its start already, on the side that the curve goes to.
-        past = above * (self.upper - self.lower) <= 0
+        past = np.where(self.upper < self.lower, above >= 0, above <= 0)
         ratio = np.where(inside, above, 1.0) / np.where(inside, below, 1.0)
         with np.errstate(over="ignore"):
             x = self.midpoint * np.exp(np.log(ratio) / self.slope)
