@@ -158,7 +158,8 @@ def answers(n: int, size: int, rng: np.random.Generator) -> Answers:
 
 def truth(curve: Curve, target: Target = ED50) -> float:
     """First dose at which the population's curve is down at the level; infinite if it never is."""
-    grid = np.geomspace(0.01, LARGEST, 400_000)
+    # Whole steps too: a curve may fall exactly at one, and an interval that ends there holds it.
+    grid = np.union1d(np.geomspace(0.01, LARGEST, 400_000), np.arange(1.0, LARGEST + 1))
     under = curve(grid) <= target.fraction * float(curve(np.zeros(1))[0])
     return float(grid[np.argmax(under)]) if under.any() else np.inf
 
