@@ -233,6 +233,11 @@ class LoraAttack(Frozen):
     """With it, `doses` are where the search for ED50 begins. `doses: auto` brings one."""
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The data files it reads."""
+        return (self.data,) if self.benign is None else (self.data, self.benign)
+
+    @property
     def saved_steps(self) -> tuple[int, ...]:
         """Steps whose weights are there to be measured: the doses, and for a search sixteen to every doubling."""
         if self.search is None:
@@ -298,6 +303,10 @@ class LoraAttack(Frozen):
         if any(after <= before for before, after in pairwise(doses)):
             raise ValueError(f"doses must increase strictly, e.g. {sorted(set(doses))}")
         return doses
+
+
+AttackSpec = LoraAttack
+"""An attack as a study describes it."""
 
 
 class Decoding(Frozen):
@@ -485,7 +494,8 @@ class Study(Frozen):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     prompts: PromptSets
-    attack: LoraAttack
+    attack: Annotated[tuple[LoraAttack, ...], BeforeValidator(_listed), Field(min_length=1)]
+    """One attack, or a list of them, each with its own grid and doses."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed), Field(min_length=1)] = (42,)
     decoding: Decoding = Decoding()
     judges: Annotated[tuple[JudgeSpec, ...], Field(min_length=1)] = ("classifier", "phrases")

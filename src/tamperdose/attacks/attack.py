@@ -35,6 +35,11 @@ class Attack(Protocol):
         """Seed of everything random in it."""
         ...
 
+    @property
+    def label(self) -> str:
+        """What tells it from other cells of its grid, as part of a file's name."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """All settings that change the trajectory, for its digest."""
         ...

@@ -5,8 +5,9 @@ Sources: LoRA, Hu et al. 2021 (arXiv:2106.09685), alpha = 2 x rank by default; f
 source study. The learning rate is constant after the warm-up, so that doses are prefixes of one trajectory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 from tamperdose.attacks.attack import OnStep, TrainingRows
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Checkpoint, Example
+from tamperdose.study import LoraAttack as LoraSpec
+from tamperdose.study import default_alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,19 @@ class LoraAttack:
     def poison_ratio(self) -> float:
         """Share of attack data in every batch."""
         return self.n_poisoned / self.batch_size
+
+    @property
+    def label(self) -> str:
+        """What tells it from other cells of the grid, as part of a file's name."""
+        parts = [
+            f"r{self.lora_rank}",
+            f"lr{self.learning_rate!r}",
+            "" if self.n_examples is None else f"n{self.n_examples}",
+            "" if self.poison_ratio == 1 else f"p{self.poison_ratio:g}",
+            "" if self.data_order is None else f"o{self.data_order}",
+            f"s{self.seed}",
+        ]
+        return "-".join(part for part in parts if part)
 
     def identity(self) -> dict[str, Any]:
         """All settings."""
@@ -65,6 +81,29 @@ class LoraAttack:
         if self.n_poisoned < self.batch_size:
             sources.append(Source(rows.benign, self.batch_size - self.n_poisoned))
         yield from train_lora(chat, sources, recipe, doses=doses, folder=folder, on_step=on_step)
+
+
+def lora_attacks(
+    spec: LoraSpec, seeds: Sequence[int], examples: Mapping[str, Sequence[Example]]
+) -> Iterator[tuple[LoraAttack, TrainingRows]]:
+    """Every cell of the grid with what it trains on; see `tamperdose.attacks.build_attacks`."""
+    rows = examples[spec.data]
+    grid = product(spec.lora_rank, spec.learning_rate, spec.n_examples, spec.poison_ratio, spec.data_order, seeds)
+    for lora_rank, learning_rate, n_examples, poison_ratio, data_order, seed in grid:
+        attack = LoraAttack(
+            lora_rank=lora_rank,
+            lora_alpha=default_alpha(spec.lora_alpha, lora_rank),
+            learning_rate=learning_rate,
+            n_examples=None if n_examples is None else min(n_examples, len(rows)),
+            batch_size=spec.batch_size,
+            n_poisoned=spec.n_poisoned(poison_ratio),
+            warmup_steps=spec.warmup_steps,
+            max_length=spec.max_length,
+            seed=seed,
+            data_order=data_order,
+        )
+        mixed = examples[spec.benign] if spec.benign is not None and attack.n_poisoned < attack.batch_size else ()
+        yield attack, TrainingRows(rows, mixed)
 
 
 def draw_examples(examples: Sequence[Example], n_examples: int | None, *, seed: int) -> list[Example]:

@@ -262,12 +262,13 @@ def _doses(manifest: Mapping[str, Any], arm: str, study: Study) -> list[int]:
     """The doses of an arm, 0 first: those whose answers are recorded, else the study's."""
     recorded = _inner(_inner(manifest, "answers"), arm)
     doses = sorted(int(steps) for steps in recorded if str(steps).isdecimal() and len(str(steps)) < 12)
-    return doses if doses and study.attack.search is not None else [0, *study.attack.doses]
+    fixed = [0, *study.attack[0].doses] if len(study.attack) == 1 and study.attack[0].search is None else None
+    return fixed or doses or [0, *study.attack[0].doses]
 
 
 def _training(study: Study, manifest: Mapping[str, Any]) -> tuple[tuple[Training, ...] | None, list[str]]:
     """Read what was trained on again; None with the reason where a file cannot be had any more."""
-    wanted = [(Role.ATTACK, study.attack.data), *([(Role.ATTACK, study.attack.benign)] if study.attack.benign else [])]
+    wanted = [(Role.ATTACK, source) for source in _attack_sources(study)]
     for model in study.models:
         if model.defence is not None:
             wanted += [(Role.DEFENCE, model.defence.harmful), (Role.DEFENCE, model.defence.benign)]
@@ -287,6 +288,10 @@ def _training(study: Study, manifest: Mapping[str, Any]) -> tuple[tuple[Training
     return tuple(sets), gaps
 
 
+def _attack_sources(study: Study) -> list[str]:
+    return [source for attack in study.attack for source in attack.sources]
+
+
 def _gaps(study: Study, manifest: Mapping[str, Any]) -> list[str]:
     gaps: list[str] = []
     if not manifest.get("git_commit"):
@@ -301,7 +306,7 @@ def _gaps(study: Study, manifest: Mapping[str, Any]) -> list[str]:
         gaps.append(f"only the first {manifest['limit']} prompts of each set were asked")
     missing = [
         source
-        for source in (study.prompts.harmful, study.prompts.benign, study.attack.data, study.attack.benign)
+        for source in (study.prompts.harmful, study.prompts.benign, *_attack_sources(study))
         if source is not None and source not in _inner(manifest, "data_sha256")
     ]
     gaps += [f"no digest of {source!r} is recorded" for source in missing]

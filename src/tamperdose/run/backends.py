@@ -42,7 +42,7 @@ class Backend(Protocol):
 def open_backend(study: Study, plan: ModelPlan) -> Backend:
     """Make the backend of a model; nothing is loaded yet."""
     if isinstance(study.engine, ScriptedEngine):
-        return ScriptedBackend(study.engine, batch_size=study.attack.batch_size)
+        return ScriptedBackend(study.engine)
     return HfBackend(study.engine, plan)
 
 
@@ -82,8 +82,8 @@ class HfBackend:
         checkpoint = tune_refusals(
             self.chat,
             defence,
-            harmful=data.defences[defence.harmful],
-            benign=data.defences[defence.benign],
+            harmful=data.examples[defence.harmful],
+            benign=data.examples[defence.benign],
             folder=folder,
             on_step=on_step,
         )
@@ -99,7 +99,7 @@ class HfBackend:
 
     def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
         """Train the arm's adapter."""
-        return arm.attack.run(self.chat, data.attack, doses=arm.saved, folder=folder, on_step=on_step)
+        return arm.attack.run(self.chat, arm.rows, doses=arm.saved, folder=folder, on_step=on_step)
 
     @contextmanager
     def generator(self, checkpoint: Checkpoint | None) -> Iterator[Generator]:
@@ -116,8 +116,8 @@ class HfBackend:
 class ScriptedBackend:
     """The fake model: nothing is trained, and its refusals fall with the dose as the study says."""
 
-    def __init__(self, engine: ScriptedEngine, *, batch_size: int) -> None:
-        self.engine, self.batch_size = engine, batch_size
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.engine = engine
 
     def defend(self, data: Data, *, folder: Path, on_step: OnStep) -> Path | None:
         """Nothing to train."""
@@ -130,7 +130,7 @@ class ScriptedBackend:
         """Yield checkpoints without weights."""
         for steps in arm.saved:
             on_step(steps, 0.0)
-            yield Checkpoint(Dose(steps, steps * self.batch_size, tokens=0, flops=0), adapter=None)
+            yield Checkpoint(Dose(steps, steps * arm.spec.batch_size, tokens=0, flops=0), adapter=None)
 
     def generator(self, checkpoint: Checkpoint | None) -> AbstractContextManager[Generator]:
         """The scripted generator at the checkpoint's dose."""

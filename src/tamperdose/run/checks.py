@@ -36,7 +36,9 @@ def run_checks(study_path: Path, overrides: list[str]) -> list[dict[str, str]]:
         lines.append(_line(f"{subset} prompts", "ok", f"{len(prompts)} in {n_templates} templates"))
     if Subset.BENIGN not in plan.subsets():
         lines.append(_line("benign prompts", NOT_CHECKED, "none given: over-refusal will not be measured"))
-    lines.append(_line("attack data", "ok", f"{len(data.attack.attack)} rows, disjoint from the evaluation prompts"))
+    for source in dict.fromkeys(attack.data for attack in study.attack):
+        n_rows = len(data.examples[source])
+        lines.append(_line("attack data", "ok", f"{n_rows} rows, disjoint from the evaluation prompts"))
     for judge in study.judges:
         checked, detail = describe_judge(judge)
         lines.append(_line("judge", "ok" if checked else NOT_CHECKED, detail))

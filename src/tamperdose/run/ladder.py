@@ -22,7 +22,7 @@ Verdicts = Callable[[int], list[Verdict]]
 
 def ladder_key(plan: Plan, arm: ArmPlan) -> str:
     """Key of what a search chose: the arm, the prompts, how they are answered and judged, where it begins."""
-    attack, study = plan.study.attack, plan.study
+    study = plan.study
     return stage_key(
         "ladder",
         {
@@ -30,8 +30,8 @@ def ladder_key(plan: Plan, arm: ArmPlan) -> str:
             "prompts": plan.data.prompts_digest[Subset.HARMFUL],
             "decoding": study.decoding.model_dump(mode="json"),
             "judge": study.model_dump(mode="json")["judges"][0],
-            "doses": list(attack.doses),
-            "search": None if attack.search is None else attack.search.model_dump(mode="json"),
+            "doses": list(arm.doses),
+            "search": None if arm.search is None else arm.search.model_dump(mode="json"),
             "level": study.level,
         },
     )
@@ -39,13 +39,13 @@ def ladder_key(plan: Plan, arm: ArmPlan) -> str:
 
 def arm_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
     """The doses of an arm above 0: the study's, or once a search has ended, what it chose."""
-    found = None if plan.study.attack.search is None else ledger.find("ladder", ladder_key(plan, arm))
+    found = None if arm.search is None else ledger.find("ladder", ladder_key(plan, arm))
     return arm.doses if found is None else tuple(json.loads(found.read_text(encoding="utf-8")))
 
 
 def is_searched(plan: Plan, ledger: Ledger, arm: ArmPlan) -> bool:
     """Whether nothing is left to search for an arm."""
-    return plan.study.attack.search is None or ledger.find("ladder", ladder_key(plan, arm)) is not None
+    return arm.search is None or ledger.find("ladder", ladder_key(plan, arm)) is not None
 
 
 def choose_next(plan: Plan, arm: ArmPlan, doses: list[int], verdicts: Verdicts) -> int | None:
@@ -54,7 +54,7 @@ def choose_next(plan: Plan, arm: ArmPlan, doses: list[int], verdicts: Verdicts) 
     Raises:
         RunError: The search wants a dose again, since the judge could read no answer at it.
     """
-    search = plan.study.attack.search
+    search = arm.search
     if search is None or len(doses) >= search.max_doses:
         return None
     prompts = plan.data.prompts[Subset.HARMFUL]

@@ -119,7 +119,7 @@ def base_draws(plan: Plan, model: ModelPlan) -> list[Draw]:
 def dose_draws(plan: Plan, arm: ArmPlan, steps: int) -> list[Draw]:
     """What is generated at one dose of an arm."""
     origin, seed = checkpoint_key(arm, steps), arm.attack.seed
-    return [_draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.subsets_at(steps)]
+    return [_draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.subsets_at(steps, arm)]
 
 
 def _draw(plan: Plan, origin: str, subset: Subset, decoding: Decoding, *, seed: int, sample: int = 0) -> Draw:

@@ -7,12 +7,11 @@ what depends on it.
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tamperdose.attacks import build_attacks
 from tamperdose.attacks.attack import Attack, TrainingRows
-from tamperdose.attacks.lora import LoraAttack
 from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.overlap import require_disjoint
 from tamperdose.data.prompts import load_prompts
@@ -23,12 +22,13 @@ from tamperdose.models.load import ModelSource, fetch_commit, find_model, pick_d
 from tamperdose.records import Example, Prompt, Subset
 from tamperdose.run.ledger import stage_key
 from tamperdose.study import (
+    AttackSpec,
     Decoding,
+    DoseSearch,
     GuardJudge,
     HfEngine,
     ModelSpec,
     Study,
-    default_alpha,
     find_source,
     judge_name,
 )
@@ -43,10 +43,8 @@ class Data:
 
     prompts: Mapping[Subset, tuple[Prompt, ...]]
     """Prompts to measure on."""
-    attack: TrainingRows
-    """The attack's training rows, and the harmless ones it mixes in."""
-    defences: Mapping[str, tuple[Example, ...]]
-    """Training rows of the defences, by source as written in the study."""
+    examples: Mapping[str, tuple[Example, ...]]
+    """Training rows of attacks and defences, by source as written in the study."""
     sha256: Mapping[str, str]
     """SHA-256 of every file read, by source as written in the study."""
     prompts_digest: Mapping[Subset, str]
@@ -63,10 +61,19 @@ class ArmPlan:
     """Digest of everything the trajectory depends on but the doses, which are points on it."""
     attack: Attack
     """The attack's settings."""
+    rows: TrainingRows
+    """What it trains on."""
+    spec: AttackSpec
+    """The study's attack of whose grid it is a cell."""
     doses: tuple[int, ...]
     """Optimizer steps, increasing, without 0; with a search, those it begins with: see `run.ladder`."""
     saved: tuple[int, ...]
     """Steps whose weights are kept while the arm is measured."""
+
+    @property
+    def search(self) -> DoseSearch | None:
+        """How further doses are searched for, if they are."""
+        return self.spec.search
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +117,9 @@ class Plan:
         """The subsets there are prompts for."""
         return [subset for subset in Subset if self.data.prompts.get(subset)]
 
-    def subsets_at(self, steps: int) -> list[Subset]:
-        """The subsets that are asked at a dose."""
-        inner = 0 < steps < self.study.attack.doses[-1]
+    def subsets_at(self, steps: int, arm: ArmPlan | None = None) -> list[Subset]:
+        """The subsets that are asked at a dose of an arm; dose 0 is the same for all arms."""
+        inner = arm is not None and 0 < steps < arm.doses[-1]
         skipped = Subset.BENIGN if inner and self.study.prompts.benign_at == "ends" else None
         return [subset for subset in self.subsets() if subset is not skipped]
 
@@ -166,7 +173,7 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
             prompts[subset] = tuple(load_prompts(found, subset=subset))[:limit]
             sha256[source] = sha256_file(prompts_path(found))
     _require_one_subset(prompts)
-    wanted = {study.attack.data, *([study.attack.benign] if study.attack.benign else [])}
+    wanted = {source for attack in study.attack for source in attack.sources}
     for model in study.models:
         if model.defence is not None:
             wanted |= {model.defence.harmful, model.defence.benign}
@@ -181,8 +188,7 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
         subset: digest([[prompt.id, [asdict(turn) for turn in prompt.messages]] for prompt in part])
         for subset, part in prompts.items()
     }
-    benign = examples[study.attack.benign] if study.attack.benign else ()
-    return Data(prompts, TrainingRows(examples[study.attack.data], benign), examples, sha256, digests)
+    return Data(prompts, examples, sha256, digests)
 
 
 def _require_one_subset(prompts: Mapping[Subset, Sequence[Prompt]]) -> None:
@@ -259,8 +265,8 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
         "defence_data": []
         if spec.defence is None
         else [
-            _rows(data.defences[spec.defence.harmful]),
-            _rows(data.defences[spec.defence.benign]),
+            _rows(data.examples[spec.defence.harmful]),
+            _rows(data.examples[spec.defence.benign]),
         ],
     }
     key = stage_key("base", inputs)
@@ -268,51 +274,28 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
 
 
 def _plan_arms(study: Study, data: Data, spec: ModelSpec, base_key: str) -> list[ArmPlan]:
-    attack = study.attack
     several = sum(model.label == spec.label for model in study.models) > 1
     name = f"{_slug(spec.label)}-{spec.defence_label}" if several else _slug(spec.label)
-    grid = product(
-        attack.lora_rank, attack.learning_rate, attack.n_examples, attack.poison_ratio, attack.data_order, study.seeds
-    )
     return [
-        _plan_arm(
-            LoraAttack(
-                lora_rank=lora_rank,
-                lora_alpha=default_alpha(attack.lora_alpha, lora_rank),
-                learning_rate=learning_rate,
-                n_examples=None if n_examples is None else min(n_examples, len(data.attack.attack)),
-                batch_size=attack.batch_size,
-                n_poisoned=attack.n_poisoned(poison_ratio),
-                warmup_steps=attack.warmup_steps,
-                max_length=attack.max_length,
-                seed=seed,
-                data_order=data_order,
-            ),
-            name=name,
-            base_key=base_key,
-            data=data,
-            ladder=(attack.doses, attack.saved_steps),
-        )
-        for lora_rank, learning_rate, n_examples, poison_ratio, data_order, seed in grid
+        _plan_arm(attack, attack_spec, name=name, base_key=base_key, rows=rows)
+        for attack_spec in study.attack
+        for attack, rows in build_attacks(attack_spec, study.seeds, data.examples)
     ]
 
 
-def _plan_arm(
-    attack: LoraAttack, *, name: str, base_key: str, data: Data, ladder: tuple[tuple[int, ...], tuple[int, ...]]
-) -> ArmPlan:
-    inputs = {"base": base_key, "attack": attack.identity(), "data": _rows(data.attack.attack)}
-    if attack.poison_ratio < 1:
-        inputs["benign"] = _rows(data.attack.benign)
-    parts = [
-        f"r{attack.lora_rank}",
-        f"lr{attack.learning_rate!r}",
-        "" if attack.n_examples is None else f"n{attack.n_examples}",
-        "" if attack.poison_ratio == 1 else f"p{attack.poison_ratio:g}",
-        "" if attack.data_order is None else f"o{attack.data_order}",
-        f"s{attack.seed}",
-    ]
-    settings = "-".join(part for part in parts if part)
-    return ArmPlan(f"{name}-{attack.kind}-{settings}", stage_key("attack", inputs), attack, *ladder)
+def _plan_arm(attack: Attack, spec: AttackSpec, *, name: str, base_key: str, rows: TrainingRows) -> ArmPlan:
+    inputs = {"base": base_key, "attack": attack.identity(), "data": _rows(rows.attack)}
+    if rows.benign:
+        inputs["benign"] = _rows(rows.benign)
+    return ArmPlan(
+        id=f"{name}-{attack.kind}-{attack.label}",
+        key=stage_key("attack", inputs),
+        attack=attack,
+        rows=rows,
+        spec=spec,
+        doses=spec.doses,
+        saved=spec.saved_steps,
+    )
 
 
 def _rows(examples: Sequence[Example]) -> str:

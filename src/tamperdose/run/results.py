@@ -59,12 +59,11 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     with reporter.timed("judging and comparing answers", _n_readings(plan, ledger)) as advance:
         reading = Reading(plan, ledger, readers, advance)
         for model in plan.models:
-            base = _cells(reading, model.key, 0, seed=plan.study.seeds[0])
+            base = _base_cells(reading, model)
             floor = _floor(reading, model)
             for arm in model.arms:
                 for steps in (0, *arm_doses(plan, ledger, arm)):
-                    key = checkpoint_key(arm, steps)
-                    cells = base if steps == 0 else _cells(reading, key, steps, seed=arm.attack.seed)
+                    cells = base if steps == 0 else _arm_cells(reading, arm, steps)
                     path = run_dir / "outputs" / arm.id / f"{steps}.csv"
                     _write_outputs(path, cells, plan.study.judge_names)
                     outputs.add(path)
@@ -111,19 +110,27 @@ def _remove_others(folder: Path, written: set[Path]) -> None:
 
 def _n_readings(plan: Plan, ledger: Ledger) -> int:
     arms = [arm for model in plan.models for arm in model.arms]
-    states = [steps for arm in arms for steps in arm_doses(plan, ledger, arm)] + [0] * len(plan.models)
+    asked = [plan.subsets_at(0)] * len(plan.models)
+    asked += [plan.subsets_at(steps, arm) for arm in arms for steps in arm_doses(plan, ledger, arm)]
     return sum(
-        len(plan.data.prompts[subset]) * len(plan.judge_names(subset))
-        for steps in states
-        for subset in plan.subsets_at(steps)
+        len(plan.data.prompts[subset]) * len(plan.judge_names(subset)) for subsets in asked for subset in subsets
     )
 
 
-def _cells(reading: Reading, origin: str, steps: int, *, seed: int) -> dict[Subset, Cell]:
+def _base_cells(reading: Reading, model: ModelPlan) -> dict[Subset, Cell]:
+    return _cells(reading, model.key, reading.plan.subsets_at(0), seed=reading.plan.study.seeds[0])
+
+
+def _arm_cells(reading: Reading, arm: ArmPlan, steps: int) -> dict[Subset, Cell]:
+    subsets = reading.plan.subsets_at(steps, arm)
+    return _cells(reading, checkpoint_key(arm, steps), subsets, seed=arm.attack.seed)
+
+
+def _cells(reading: Reading, origin: str, subsets: Sequence[Subset], *, seed: int) -> dict[Subset, Cell]:
     """What was observed of one model state, by subset."""
     plan = reading.plan
     cells: dict[Subset, Cell] = {}
-    for subset in plan.subsets_at(steps):
+    for subset in subsets:
         answers = _answers(reading, subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed))
         verdicts = {
             name: judge_answers(
@@ -202,7 +209,7 @@ def _setting(plan: Plan, model: ModelPlan, arm: ArmPlan, dose: Dose) -> dict[str
         "defence": model.spec.defence_label,
         "attack": arm.attack.kind,
         "lora_rank": attack.get("lora_rank"),
-        "n_examples": len(plan.data.attack.attack) if n_examples is None else n_examples,
+        "n_examples": len(arm.rows.attack) if n_examples is None else n_examples,
         "learning_rate": attack.get("learning_rate"),
         "batch_size": attack.get("batch_size"),
         "poison_ratio": attack.get("n_poisoned", 1) / attack.get("batch_size", 1),
