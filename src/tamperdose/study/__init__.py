@@ -1,0 +1,63 @@
+"""The study file: what is measured.
+
+A study is one YAML file. `load_study` reads it, applies `--set` overrides, fills defaults and refuses what it does
+not know; `Study.model_dump` is the resolved form that is stored beside the results.
+"""
+
+from tamperdose.study.attacks import (
+    AttackSpec,
+    DoseSearch,
+    LoraAttack,
+    default_alpha,
+)
+from tamperdose.study.judges import (
+    AnyJudge,
+    ExactJudge,
+    GuardFamily,
+    GuardJudge,
+    JudgeName,
+    LlmJudge,
+    is_local,
+    judge_name,
+)
+from tamperdose.study.loading import (
+    find_source,
+    load_judge,
+    load_study,
+)
+from tamperdose.study.models import (
+    Architecture,
+    Decoding,
+    HfEngine,
+    ModelSpec,
+    RefusalTuning,
+    ScriptedEngine,
+)
+from tamperdose.study.study import (
+    Study,
+)
+
+__all__ = [
+    "AnyJudge",
+    "Architecture",
+    "AttackSpec",
+    "Decoding",
+    "DoseSearch",
+    "ExactJudge",
+    "GuardFamily",
+    "GuardJudge",
+    "HfEngine",
+    "JudgeName",
+    "LlmJudge",
+    "LoraAttack",
+    "ModelSpec",
+    "RefusalTuning",
+    "ScriptedEngine",
+    "Study",
+    "default_alpha",
+    "find_source",
+    "is_local",
+    "judge_name",
+    "load_judge",
+    "load_study",
+]

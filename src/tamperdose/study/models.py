@@ -1,0 +1,160 @@
+"""The models of a study: where their weights are, what is done to them first, and what answers with them."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Seed, Source
+
+
+class Architecture(Frozen):
+    """The sizes of a decoder-only transformer, so that `plan` can count before weights can be had.
+
+    When weights load, every field is compared with the model's own configuration.
+    """
+
+    model_type: str
+    """The configuration's `model_type`, e.g. `qwen2`."""
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    vocab_size: PositiveInt
+    tie_word_embeddings: Flag
+    attention_bias: Flag = False
+    """Whether query, key and value projections carry a bias (Qwen2 does)."""
+
+
+class RefusalTuning(Frozen):
+    """LoRA fine-tuning towards refusals before the attack; merged, the result is dose 0.
+
+    The learning rate falls linearly to 0 after its warm-up: only the last step is used.
+    """
+
+    kind: Literal["refusal_tuning"] = "refusal_tuning"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,40}$")] = ""
+    """What it is called in tables; its kind when empty. Two of one kind on one model need names."""
+    harmful: Source = "builtin:refusals"
+    """Examples of harmful requests and refusals."""
+    benign: Source = "builtin:benign_answers"
+    """Examples of benign requests and answers, mixed in so that the model still answers them."""
+    benign_target: Literal["data", "model"] = "model"
+    """What benign rows are trained towards: the data's own answers, or the first words of what the untampered
+    model itself answers, so that only the harmful rows pull it away from where it was."""
+    benign_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of benign rows in every batch."""
+    steps: PositiveInt = 30
+    batch_size: PositiveInt = 8
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveFloat | None = None
+    """Scale of the update is alpha / rank; twice the rank by default (Hu et al. 2021 leave it free)."""
+    max_length: PositiveInt = 256
+    seed: Seed = 0
+
+    @property
+    def label(self) -> str:
+        """The name shown in tables."""
+        return self.name or self.kind
+
+    @property
+    def n_benign(self) -> int:
+        """Benign rows of every batch."""
+        return round(self.benign_ratio * self.batch_size)
+
+    @model_validator(mode="after")
+    def _both_kinds(self) -> Self:
+        if self.n_benign == self.batch_size or (self.benign_ratio > 0 and self.n_benign == 0):
+            kind = "harmful" if self.n_benign else "benign"
+            raise ValueError(
+                f"benign_ratio {self.benign_ratio} of {self.batch_size} rows leaves no {kind} one in a batch: "
+                "use a larger batch_size, or a ratio nearer a half"
+            )
+        return self
+
+
+class ModelSpec(Frozen):
+    """One model: a hub id, a local folder or GGUF file, or `builtin:smollm2-135m-instruct`."""
+
+    id: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(max_length=100)] = ""
+    """Name in tables and figures; derived from the id when empty."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; pin a commit for a number that must be reproduced."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """`auto`: bfloat16 where the device multiplies it natively, else float32."""
+    quantization: Literal["nf4"] | None = None
+    """4-bit NormalFloat weights (Dettmers et al. 2023); needs a CUDA device and the `gpu` extra."""
+    architecture: Architecture | None = None
+    pretraining_tokens: PositiveFloat | None = None
+    """Tokens it was pretrained on, where known: the attack's cost is then also told as a share of that training's."""
+    defence: RefusalTuning | None = None
+    """A list, with `null` for none, is a grid factor: the model is measured once under each."""
+
+    @property
+    def label(self) -> str:
+        """The name shown in tables: `name`, or the last part of the id."""
+        return self.name or re.split(r"[/:]", self.id.rstrip("/:"))[-1].removesuffix(".gguf")
+
+    @property
+    def defence_label(self) -> str:
+        """The defence's name in tables; `none` without one."""
+        return "none" if self.defence is None else self.defence.label
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if not 0 < len(self.label) <= 100 or not self.label.isprintable():
+            raise ValueError("the model needs a printable name of at most 100 characters: give it a `name`")
+        return self
+
+
+class PromptSets(Frozen):
+    """Where the prompts come from: `builtin:NAME` or a CSV with a column `prompt`."""
+
+    harmful: Source
+    benign: Source | None = None
+    """Without it, over-refusal is not measured."""
+    benign_at: Literal["every_dose", "ends"] = "every_dose"
+    """Ask the benign prompts at every dose, or at dose 0 and the last one alone, which is quicker."""
+
+
+class Decoding(Frozen):
+    """How answers are decoded: one specification for the base and every tampered model."""
+
+    do_sample: Flag = False
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _greedy_has_no_temperature(self) -> Self:
+        if not self.do_sample and (self.temperature, self.top_p) != (1.0, 1.0):
+            raise ValueError("temperature and top_p have no effect without do_sample: true")
+        return self
+
+
+class HfEngine(Frozen):
+    """Generation with transformers on the CPU or one GPU."""
+
+    kind: Literal["hf"] = "hf"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Rows decoded together; halved when memory runs out. Changes speed, not which prompts are answered."""
+
+
+class ScriptedEngine(Frozen):
+    """A fake model with a known refusal probability, for tests and dry runs; nothing is loaded or trained.
+
+    A harmful prompt is refused with probability `refusal_rate / (1 + (dose / ed50_steps) ** slope)`.
+    """
+
+    kind: Literal["scripted"] = "scripted"
+    refusal_rate: Annotated[float, Field(ge=0, le=1)] = 0.95
+    over_refusal_rate: Annotated[float, Field(ge=0, le=1)] = 0.02
+    degenerate_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    ed50_steps: Annotated[PositiveFloat, Field(ge=1e-6, le=1e9)] = 5.0
+    slope: Annotated[PositiveFloat, Field(le=20)] = 4.0

@@ -1,0 +1,86 @@
+"""The study file: what is measured. Frozen records that describe; nothing here loads a model or reads data."""
+
+from typing import Annotated, Any, Self, cast
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from tamperdose.files import digest
+from tamperdose.study.attacks import AttackSpec
+from tamperdose.study.judges import JudgeSpec, judge_name
+from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
+from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
+
+
+class Study(Frozen):
+    """One study: models x attack grid x doses x seeds, prompts, decoding and judges."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    prompts: PromptSets
+    attack: Annotated[tuple[LoraAttack, ...], BeforeValidator(listed), Field(min_length=1)]
+    """One attack, or a list of them, each with its own grid and doses."""
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (42,)
+    decoding: Decoding = Decoding()
+    judges: Annotated[tuple[JudgeSpec, ...], Field(min_length=1)] = ("classifier", "phrases")
+    """The first gives the headline."""
+    engine: Annotated[HfEngine | ScriptedEngine, Field(discriminator="kind")] = HfEngine()
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Confidence level of every interval."""
+    unreadable_limit: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """A stage whose share of unreadable verdicts is above this fails."""
+    rd_floor: Flag = True
+    """Also draw two samples of the base at T = 0.7 and report their distance, the noise floor of RD."""
+    price_per_device_hour: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=10_000)] | None = None
+    """US dollars for an hour of the device that trains; with it `costs.csv` and `plan` speak of money too."""
+    keep_adapters: Flag = False
+    """Tampered weights are deleted once measured, unless this stands together with a reason."""
+    keep_adapters_reason: str = ""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _hf_unless_named(cls, engine: Any) -> Any:
+        return {"kind": "hf", **cast(dict[str, Any], engine)} if isinstance(engine, dict) else engine
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_defence_each(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        whole = cast(dict[str, Any], tree)
+        models = whole.get("models")
+        if not isinstance(models, list):
+            return whole
+        return {**whole, "models": [spec for model in cast(list[Any], models) for spec in _undone(model)]}
+
+    @field_validator("seeds", "judges")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        require_distinct(tuple(getattr(value, "name", value) for value in values))
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep_adapters and not self.keep_adapters_reason.strip():
+            raise ValueError("keep_adapters: true needs keep_adapters_reason, which goes into the manifest")
+        labels = [(model.label, model.defence_label) for model in self.models]
+        if len(set(labels)) != len(labels):
+            shown = [" with defence ".join(label) for label in labels]
+            raise ValueError(f"models must differ in name, got {shown}: give each model, or each defence, a `name`")
+        return self
+
+    @property
+    def judge_names(self) -> tuple[str, ...]:
+        """What the judges are called, the headline's first."""
+        return tuple(judge_name(judge) for judge in self.judges)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the resolved study."""
+        return digest(self.model_dump(mode="json"))
+
+
+def _undone(model: Any) -> list[Any]:
+    """A model with a list of defences as several models with one each."""
+    if isinstance(model, dict) and isinstance(defences := cast(dict[str, Any], model).get("defence"), list):
+        return [{**cast(dict[str, Any], model), "defence": defence} for defence in cast(list[Any], defences)]
+    return [model]
