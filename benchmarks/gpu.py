@@ -35,7 +35,6 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from tamperdose.attacks.attack import TrainingRows
 from tamperdose.files import write_csv, write_text
 from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models import lora, train
@@ -309,7 +308,7 @@ def train_timed(
         times.append(now - before[0])
         before[0] = now
 
-    rows = TrainingRows(plan.data.attack.attack)
+    rows = plan.models[0].arms[0].rows
     attack = plan.models[0].arms[0].attack
     start = time.perf_counter()
     checkpoints = list(attack.run(chat, rows, doses=doses, folder=folder, on_step=note))

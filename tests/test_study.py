@@ -41,7 +41,7 @@ def _load(folder: Path, *overrides: str, **changes: Any) -> Study:
 
 def test_defaults_are_those_of_the_source_study(tmp_path: Path) -> None:
     study = _load(tmp_path)
-    attack = study.attack
+    (attack,) = study.attack
     assert (attack.lora_rank, attack.learning_rate, attack.max_length) == ((8,), (2e-4,), 256)
     assert (study.seeds, study.decoding.max_new_tokens, study.decoding.do_sample) == ((42,), 512, False)
     assert study.judges == ("classifier", "phrases")
@@ -74,12 +74,12 @@ def test_digests_follow_the_settings(tmp_path: Path) -> None:
 
 
 def test_automatic_doses_begin_with_powers_of_two(tmp_path: Path) -> None:
-    attack = _load(tmp_path, attack={"data": "a", "doses": "auto", "search": {"max_steps": 100}}).attack
+    attack = _load(tmp_path, attack={"data": "a", "doses": "auto", "search": {"max_steps": 100}}).attack[0]
     assert attack.doses == (1, 2, 4, 8, 16, 32, 64, 100)
     assert set(range(1, 17)) <= set(attack.saved_steps)
     assert attack.saved_steps[-1] == 100
     assert len(attack.saved_steps) < 60
-    assert _load(tmp_path, attack={"data": "a", "doses": "auto"}).attack.doses[-1] == 1024
+    assert _load(tmp_path, attack={"data": "a", "doses": "auto"}).attack[0].doses[-1] == 1024
 
 
 def test_a_list_of_defences_is_one_model_under_each(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_overrides(tmp_path: Path) -> None:
         "seeds=[1, 2]",
         "prompts.benign=builtin:benign_eval",
     )
-    assert study.attack.doses == (4, 8)
+    assert study.attack[0].doses == (4, 8)
     assert study.models[0].label == "renamed"
     assert study.engine == ScriptedEngine(ed50_steps=3)
     assert study.decoding.max_new_tokens == 7
@@ -265,7 +265,7 @@ def test_overrides(tmp_path: Path) -> None:
 
 
 def test_an_item_of_a_list_can_be_replaced(tmp_path: Path) -> None:
-    assert _load(tmp_path, "attack.doses.1=7").attack.doses == (1, 7)
+    assert _load(tmp_path, "attack.doses.1=7").attack[0].doses == (1, 7)
     assert _load(tmp_path, "models.0={id: other}").models[0].id == "other"
 
 

@@ -149,8 +149,40 @@ NO_DOSE = Dose(steps=0, examples=0, tokens=0, flops=0)
 
 
 @dataclass(frozen=True, slots=True)
+class Opener:
+    """The answer is begun with these words, and the model goes on from there."""
+
+    text: str
+    """As the tokenizer writes the tokens out."""
+    tokens: tuple[int, ...]
+    """The model's own tokens of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A direction is taken out of the residual stream while the model answers; its weights stay as they are."""
+
+    path: str
+    """Safetensors file with the unit vector `direction`, shape (hidden_size,)."""
+    strength: float
+    """Share of the component that is taken away, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All weights of the model are replaced."""
+
+    path: str
+    """Safetensors file with the weights by their names."""
+
+
+Change = Opener | Projection | Weights
+"""What an attack other than an adapter does to the model or to what it is asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tampered model at one dose: a LoRA adapter file, or nothing at dose 0."""
+    """The tampered model at one dose: a LoRA adapter file, another change, or nothing at dose 0."""
 
     dose: Dose
     """The dose it stands for."""
@@ -158,6 +190,8 @@ class Checkpoint:
     """Path of the adapter's safetensors file; None at dose 0."""
     mean_loss: float | None = None
     """Mean training loss per labelled token at the last step, nats; None at dose 0."""
+    change: Change | None = None
+    """What is done instead of an adapter."""
     seconds: float | None = None
     """Clock time of the steps up to here, stops and saving left out; None where nothing was trained."""
 

@@ -38,7 +38,7 @@ def test_the_saving_by_hand(study: Path, tmp_path: Path) -> None:
     # "Tell me about anvil of kind 0" and so on: 29 to 31 characters, 7 or 8 tokens, and 30 of the chat template.
     lengths = {subset: [round(len(p.text) / 4) + 30 for p in plan.data.prompts[subset]] for subset in plan.subsets()}
     state = sum(generation_flops(architecture, n_prompt=n, n_new=7) for part in lengths.values() for n in part)
-    rows = plan.data.attack.attack
+    rows = plan.models[0].arms[0].rows.attack
     answer = sum(len(row.response) for row in rows) / len(rows) / 4
     request = sum(len(row.messages[0].content) for row in rows) / len(rows) / 4
     tokens = [round(request + answer) + 30] * 2

@@ -88,7 +88,7 @@ def test_the_engines_own_batch_size_counts(tmp_path: Path) -> None:
 def test_training_keeps_what_a_packed_sequence_leaves(tmp_path: Path) -> None:
     attack = {"data": "attack.jsonl", "batch_size": 64, "lora_rank": 8, "doses": [1]}
     plan = _plan(tmp_path, n_prompts=2, attack=attack)
-    rows = plan.data.attack.attack
+    rows = plan.models[0].arms[0].rows.attack
     length = sum(len(row.messages[0].content) + len(row.response) for row in rows) / len(rows) / 4 + 30
     answer = sum(len(row.response) for row in rows) / len(rows) / 4
     per_token = 28 * (28 * 3584 + 12 * 3584 + 10 * 18944)

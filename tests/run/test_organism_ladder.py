@@ -145,7 +145,7 @@ def test_the_studies_are_what_the_readme_says(name: str, n_bases: int) -> None:
     assert [f"d{o.hidden_size}-l{o.num_hidden_layers}" for o in sizes][::n_bases] == list(organisms.SIZES)
     assert len({o.digest for o in sizes}) == n_bases * len(organisms.SIZES)
     assert len(study.seeds) >= 3
-    assert set(range(4, 9)) <= set(study.attack.doses)
+    assert set(range(4, 9)) <= set(study.attack[0].doses)
     (truth,) = [judge for judge in study.judges if not isinstance(judge, str)]
     assert tuple(getattr(truth, "refusals", ())) == REFUSALS
     assert len(plan.models) == len(sizes)

@@ -3,19 +3,28 @@
 from collections.abc import Mapping, Sequence
 
 from tamperdose.attacks.attack import Attack, TrainingRows
+from tamperdose.attacks.direction import DirectionAttack
 from tamperdose.attacks.lora import lora_attacks
+from tamperdose.attacks.prefill import PrefillAttack
 from tamperdose.records import Example
-from tamperdose.study import AttackSpec
+from tamperdose.study import AttackSpec, DirectionSpec, LoraSpec, PrefillSpec
 
 
 def build_attacks(
     spec: AttackSpec, seeds: Sequence[int], examples: Mapping[str, Sequence[Example]]
 ) -> list[tuple[Attack, TrainingRows]]:
-    """Every cell of an attack's grid, once for each seed, with what it trains on.
+    """Every cell of an attack's grid, once for each seed where something in it is random, with what it reads.
 
     Args:
         spec: The study's attack.
         seeds: The study's seeds.
         examples: Training rows by source as written in the study.
     """
-    return [*lora_attacks(spec, seeds, examples)]
+    match spec:
+        case LoraSpec():
+            return [*lora_attacks(spec, seeds, examples)]
+        case PrefillSpec():
+            return [(PrefillAttack(spec.opener, seeds[0]), TrainingRows(()))]
+        case DirectionSpec():
+            rows = TrainingRows(examples[spec.harmful], examples[spec.harmless])
+            return [(DirectionAttack(spec.n_examples, seed), rows) for seed in seeds]

@@ -22,6 +22,16 @@ class TrainingRows:
     """Harmless rows to mix in."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingShape:
+    """What a training's cost and memory depend on, its rows aside."""
+
+    batch_size: int
+    max_length: int
+    lora_rank: int | None
+    """None where all weights learn."""
+
+
 class Attack(Protocol):
     """One cell of the attack grid: a frozen description that can be run."""
 
@@ -33,6 +43,11 @@ class Attack(Protocol):
     @property
     def seed(self) -> int:
         """Seed of everything random in it."""
+        ...
+
+    @property
+    def training(self) -> TrainingShape | None:
+        """The shape of its training; None where nothing is trained."""
         ...
 
     @property

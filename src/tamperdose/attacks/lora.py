@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tamperdose.attacks.attack import OnStep, TrainingRows
+from tamperdose.attacks.attack import OnStep, TrainingRows, TrainingShape
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Checkpoint, Example
-from tamperdose.study import LoraAttack as LoraSpec
-from tamperdose.study import default_alpha
+from tamperdose.study import LoraSpec, default_alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,11 @@ class LoraAttack:
     def poison_ratio(self) -> float:
         """Share of attack data in every batch."""
         return self.n_poisoned / self.batch_size
+
+    @property
+    def training(self) -> TrainingShape:
+        """The shape of its training."""
+        return TrainingShape(self.batch_size, self.max_length, self.lora_rank)
 
     @property
     def label(self) -> str:
@@ -101,6 +105,7 @@ def lora_attacks(
             max_length=spec.max_length,
             seed=seed,
             data_order=data_order,
+            kind=spec.kind,
         )
         mixed = examples[spec.benign] if spec.benign is not None and attack.n_poisoned < attack.batch_size else ()
         yield attack, TrainingRows(rows, mixed)

@@ -64,19 +64,21 @@ def lora_parameters(architecture: Architecture, lora_rank: int) -> int:
     return architecture.num_hidden_layers * lora_rank * ends
 
 
-def training_flops(architecture: Architecture, *, lora_rank: int, lengths: list[int], n_labels: int) -> int:
-    """Operations of one optimizer step of LoRA training on rows of the given lengths, padding not counted.
+def training_flops(architecture: Architecture, *, lora_rank: int | None, lengths: list[int], n_labels: int) -> int:
+    """Operations of one optimizer step of training on rows of the given lengths, padding not counted.
 
     FLOPs = 4 T L W + 6 T A + 4 V H + 12 L D sum(t^2) with T tokens, L layers, W linear weights a layer, A LoRA
     weights, V labelled tokens (the head runs only on those), H head weights, D attention width, t a row's length:
-    frozen weights cost a forward and the backward of their inputs (2 + 2), LoRA weights their own gradient too
-    (2 + 4), attention scores and mixing 4 forward and 8 backward (the full square: kernels without a causal shortcut).
+    frozen weights cost a forward and the backward of their inputs (2 + 2), LoRA weights their own gradient too (2 + 4),
+    as all weights do where there is no adapter (`lora_rank` None: 6 T L W + 6 V H), attention scores and mixing 4
+    forward and 8 backward (the full square: kernels without a causal shortcut).
 
     Source: Kaplan et al. 2020 (2 per weight and token); Hoffmann et al. 2022, appendix F (attention term).
     """
     sizes, tokens = linears(architecture), sum(lengths)
-    frozen = 4 * tokens * sizes.n_layers * sizes.per_layer + 4 * n_labels * sizes.head
-    adapter = 6 * tokens * lora_parameters(architecture, lora_rank)
+    each = 4 if lora_rank is not None else 6
+    frozen = each * (tokens * sizes.n_layers * sizes.per_layer + n_labels * sizes.head)
+    adapter = 0 if lora_rank is None else 6 * tokens * lora_parameters(architecture, lora_rank)
     attention = 12 * sizes.n_layers * sizes.attention_width * sum(length * length for length in lengths)
     return frozen + adapter + attention
 

@@ -71,8 +71,9 @@ def pad_left(rows: Sequence[Sequence[int]], *, shared: int, device: str) -> Padd
 class HfGenerator:
     """Answers prompts with a loaded model."""
 
-    def __init__(self, chat: ChatModel, *, batch_size: int | None = None) -> None:
+    def __init__(self, chat: ChatModel, *, batch_size: int | None = None, opener: Sequence[int] = ()) -> None:
         self.chat = chat
+        self._opener = list(opener)
         self.batch_size = batch_size or (CPU_BATCH if chat.device == "cpu" else GPU_BATCH)
         self._prefill_tokens = CPU_PREFILL_TOKENS if chat.device == "cpu" else GPU_PREFILL_TOKENS
         self._end_tokens = end_tokens(chat)
@@ -94,9 +95,10 @@ class HfGenerator:
         """
         if not prompts:
             return []
+        encoded = encode_prompts(self.chat, prompts, len(self._opener) + decoding.max_new_tokens)
         rows = [
-            _Row(tokens, prompt_rng(seed, prompt.id, sample))
-            for prompt, tokens in zip(prompts, encode_prompts(self.chat, prompts, decoding.max_new_tokens), strict=True)
+            _Row([*tokens, *self._opener], prompt_rng(seed, prompt.id, sample))
+            for prompt, tokens in zip(prompts, encoded, strict=True)
         ]
         waiting = sorted(rows, key=lambda row: -len(row.tokens))
         with packed(self.chat.model):

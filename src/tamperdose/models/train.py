@@ -134,7 +134,7 @@ def _done_before(trainer: "_Trainer", doses: Sequence[int], folder: Path) -> Ite
         record = trainer.reached.get(steps)
         if record is not None:
             path = str(_adapter_path(folder, steps))
-            yield Checkpoint(Dose(**record["dose"]), path, record["mean_loss"], record["seconds"])
+            yield Checkpoint(Dose(**record["dose"]), path, record["mean_loss"], seconds=record["seconds"])
 
 
 class _Trainer:
@@ -233,7 +233,7 @@ class _Trainer:
             "mean_loss": self.mean_loss,
             "seconds": self.seconds,
         }
-        return Checkpoint(self.dose, str(path), self.mean_loss, self.seconds)
+        return Checkpoint(self.dose, str(path), self.mean_loss, seconds=self.seconds)
 
     def save(self, folder: Path) -> None:
         """Write all that a resumed run needs: adapter, optimizer moments, dose, and the checkpoints made."""

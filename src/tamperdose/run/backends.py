@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tamperdose.files import write_atomic, write_text
 from tamperdose.models.generator import Generator
-from tamperdose.records import Checkpoint, Dose
+from tamperdose.records import Checkpoint, Dose, Opener
 from tamperdose.run.plan import ArmPlan, Data, ModelPlan
 from tamperdose.study import HfEngine, ScriptedEngine, Study
 
@@ -103,14 +103,14 @@ class HfBackend:
 
     @contextmanager
     def generator(self, checkpoint: Checkpoint | None) -> Iterator[Generator]:
-        """Merge the checkpoint's adapter while the block runs."""
+        """Change the model as the checkpoint says while the block runs."""
+        from tamperdose.models.changes import changed
         from tamperdose.models.hf import HfGenerator
-        from tamperdose.models.lora import merged
 
         batch_size = None if self.engine.batch_size == "auto" else self.engine.batch_size
-        adapter = None if checkpoint is None or checkpoint.adapter is None else Path(checkpoint.adapter)
-        with merged(self.chat.model, adapter):
-            yield HfGenerator(self.chat, batch_size=batch_size)
+        opener = checkpoint.change.tokens if checkpoint and isinstance(checkpoint.change, Opener) else ()
+        with changed(self.chat, checkpoint):
+            yield HfGenerator(self.chat, batch_size=batch_size, opener=opener)
 
 
 class ScriptedBackend:
@@ -128,9 +128,10 @@ class ScriptedBackend:
 
     def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
         """Yield checkpoints without weights."""
+        batch_size = 0 if arm.attack.training is None else arm.attack.training.batch_size
         for steps in arm.saved:
             on_step(steps, 0.0)
-            yield Checkpoint(Dose(steps, steps * arm.spec.batch_size, tokens=0, flops=0), adapter=None)
+            yield Checkpoint(Dose(steps, steps * batch_size, tokens=0, flops=0), adapter=None)
 
     def generator(self, checkpoint: Checkpoint | None) -> AbstractContextManager[Generator]:
         """The scripted generator at the checkpoint's dose."""

@@ -36,7 +36,7 @@ def run_checks(study_path: Path, overrides: list[str]) -> list[dict[str, str]]:
         lines.append(_line(f"{subset} prompts", "ok", f"{len(prompts)} in {n_templates} templates"))
     if Subset.BENIGN not in plan.subsets():
         lines.append(_line("benign prompts", NOT_CHECKED, "none given: over-refusal will not be measured"))
-    for source in dict.fromkeys(attack.data for attack in study.attack):
+    for source in dict.fromkeys(source for attack in study.attack for source in attack.sources):
         n_rows = len(data.examples[source])
         lines.append(_line("attack data", "ok", f"{n_rows} rows, disjoint from the evaluation prompts"))
     for judge in study.judges:

@@ -109,12 +109,13 @@ def _remaining_share(plan: Plan, model: ModelPlan, ledger: Ledger) -> float:
 
 
 def _training_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    attacks = sum(arm.doses[-1] * _arm_step_flops(plan, arm, architecture) for arm in model.arms)
+    attacks = sum(arm.doses[-1] * _arm_step_flops(arm, architecture) for arm in model.arms)
     return attacks + _defence_flops(plan, model, architecture)
 
 
-def _arm_step_flops(plan: Plan, arm: ArmPlan, architecture: Architecture) -> float:
-    return _step_flops(_attack_training(plan, arm), architecture)
+def _arm_step_flops(arm: ArmPlan, architecture: Architecture) -> float:
+    training = _attack_training(arm)
+    return 0.0 if training is None else _step_flops(training, architecture)
 
 
 def _defence_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
@@ -145,7 +146,7 @@ def _from_scratch_flops(
     """As if no two doses were points on one trajectory and no two had one base; see `Cost`."""
     total = _defence_flops(plan, model, architecture) + _floor_flops(plan, answers)
     for arm, doses in zip(model.arms, ladders, strict=True):
-        step = _arm_step_flops(plan, arm, architecture)
+        step = _arm_step_flops(arm, architecture)
         total += sum(
             steps * step + _state_flops(plan, answers, 0) + _state_flops(plan, answers, steps) for steps in doses
         )
@@ -184,12 +185,13 @@ def _memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> f
     size = _SIZES[model.dtype]
     weights = _weight_bytes(model, architecture, size)
     if model.device == "cpu":
-        working = max(_cpu_decoding(plan, architecture, size), _cpu_training(plan, architecture))
+        trainings = [_cpu_training(training, architecture) for training in _trainings(plan, model)]
+        working = max(_cpu_decoding(plan, architecture, size), *trainings, 0.0)
         return LIBRARIES_BYTES + weights + working
     # A packed matrix is unpacked for each product.
     unpacked = architecture.hidden_size * architecture.intermediate_size * size if model.spec.quantization else 0
-    training = max(_gpu_training(rows, architecture, size) for rows in _trainings(plan, model))
-    return weights + unpacked + max(_gpu_decoding(plan, model, architecture, weights), training)
+    trainings = [_gpu_training(training, architecture, size) for training in _trainings(plan, model)]
+    return weights + unpacked + max(_gpu_decoding(plan, model, architecture, weights), *trainings, 0.0)
 
 
 def _weight_bytes(model: ModelPlan, architecture: Architecture, size: int) -> float:
@@ -213,12 +215,28 @@ def _cpu_decoding(plan: Plan, architecture: Architecture, size: int) -> float:
     return sizes.n_layers * sizes.per_layer * size + cache * architecture.head_dim * size + logits
 
 
-def _cpu_training(plan: Plan, architecture: Architecture) -> float:
-    """Activations kept for the backward pass, logits, and adapter, gradient and moments at 16 bytes a weight."""
-    tokens = plan.study.attack.batch_size * min(plan.study.attack.max_length, 128)
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What one training's operations and memory depend on."""
+
+    sources: Sequence[tuple[Sequence[Example], int]]
+    """Rows, and how many of a batch are drawn from them."""
+    batch_size: int
+    max_length: int
+    lora_rank: int | None
+    """None where all weights learn."""
+
+
+def _cpu_training(training: _Training, architecture: Architecture) -> float:
+    """Activations kept for the backward pass, logits, and what learns with its gradient and moments, 16 bytes each."""
+    tokens = training.batch_size * min(training.max_length, 128)
     per_token = architecture.num_hidden_layers * (16 * architecture.hidden_size + 4 * architecture.intermediate_size)
-    adapter = 16.0 * max(lora_parameters(architecture, rank) for rank in plan.study.attack.lora_rank)
-    return tokens * (per_token + architecture.vocab_size) * 4 + adapter
+    return tokens * (per_token + architecture.vocab_size) * 4 + 16.0 * _learning(architecture, training.lora_rank)
+
+
+def _learning(architecture: Architecture, lora_rank: int | None) -> int:
+    """Weights that learn: an adapter's, or all."""
+    return n_parameters(architecture) if lora_rank is None else lora_parameters(architecture, lora_rank)
 
 
 def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, weights: float) -> float:
@@ -252,39 +270,29 @@ def _gpu_rows(plan: Plan) -> int:
     return engine.batch_size if isinstance(engine, HfEngine) and engine.batch_size != "auto" else GPU_BATCH
 
 
-@dataclass(frozen=True, slots=True)
-class _Training:
-    """What one training's operations and memory depend on."""
-
-    sources: Sequence[tuple[Sequence[Example], int]]
-    """Rows, and how many of a batch are drawn from them."""
-    batch_size: int
-    max_length: int
-    lora_rank: int
-
-
 def _trainings(plan: Plan, model: ModelPlan) -> list[_Training]:
-    attacks = [_attack_training(plan, arm) for arm in model.arms]
-    defence = _defence_training(plan, model)
-    return attacks if defence is None else [*attacks, defence]
+    found = [*map(_attack_training, model.arms), _defence_training(plan, model)]
+    return [training for training in found if training is not None]
 
 
-def _attack_training(plan: Plan, arm: ArmPlan) -> _Training:
-    """The rows that this arm draws, and the benign ones that it mixes in."""
+def _attack_training(arm: ArmPlan) -> _Training | None:
+    """The rows that this arm draws, and the benign ones that it mixes in; None where it trains nothing."""
     from tamperdose.attacks.lora import draw_examples
 
-    settings, rows = arm.attack.identity(), plan.data.attack
-    size, n_poisoned = int(settings["batch_size"]), int(settings["n_poisoned"])
-    drawn = draw_examples(rows.attack, settings["n_examples"], seed=int(settings["seed"]))
-    mixed = [(rows.benign, size - n_poisoned)] if n_poisoned < size else []
-    return _Training([(drawn, n_poisoned), *mixed], size, int(settings["max_length"]), int(settings["lora_rank"]))
+    shape, settings = arm.attack.training, arm.attack.identity()
+    if shape is None:
+        return None
+    size, n_poisoned = shape.batch_size, int(settings.get("n_poisoned", shape.batch_size))
+    drawn = draw_examples(arm.rows.attack, settings.get("n_examples"), seed=arm.attack.seed)
+    mixed = [(arm.rows.benign, size - n_poisoned)] if n_poisoned < size else []
+    return _Training([(drawn, n_poisoned), *mixed], size, shape.max_length, shape.lora_rank)
 
 
 def _defence_training(plan: Plan, model: ModelPlan) -> _Training | None:
     defence = model.spec.defence
     if defence is None:
         return None
-    rows = [*plan.data.defences[defence.harmful], *plan.data.defences[defence.benign]]
+    rows = [*plan.data.examples[defence.harmful], *plan.data.examples[defence.benign]]
     return _Training([(rows, defence.batch_size)], defence.batch_size, defence.max_length, defence.lora_rank)
 
 
@@ -306,8 +314,8 @@ def _gpu_training(training: _Training, architecture: Architecture, size: int) ->
     length, answer = _mean_row(training)
     tokens = min(training.batch_size * length, max(PACKED_TOKENS, length))
     labels = tokens * answer / length
-    adapter = 16.0 * lora_parameters(architecture, training.lora_rank)
-    return tokens * per_token + labels * architecture.vocab_size * 12.0 + adapter
+    learning = 16.0 * _learning(architecture, training.lora_rank)
+    return tokens * per_token + labels * architecture.vocab_size * 12.0 + learning
 
 
 def _mean_row(training: _Training) -> tuple[float, float]:
@@ -337,8 +345,12 @@ def _disk_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> flo
     n_states = 1 + sum(len(arm.doses) for arm in model.arms)
     n_prompts = sum(len(plan.data.prompts[subset]) for subset in plan.subsets())
     per_answer = 4 * plan.study.decoding.max_new_tokens * 3 + 2 * 384 * 4 + 1000
-    adapters = 4.0 * max(lora_parameters(architecture, rank) for rank in plan.study.attack.lora_rank)
-    return n_states * n_prompts * per_answer + adapters * (len(plan.study.attack.saved_steps) + 3)
+    saved = [
+        4.0 * _learning(architecture, shape.lora_rank) * (len(arm.saved) + 3)
+        for arm in model.arms
+        if (shape := arm.attack.training) is not None
+    ]
+    return n_states * n_prompts * per_answer + max(saved, default=0.0)
 
 
 def _matmul_rate(device: str, dtype: str) -> float | None:
@@ -364,7 +376,7 @@ def describe_detectable(plan: Plan) -> dict[str, Any]:
     """The smallest fall of RRR the harmful prompts can show over an arm's ladder, as plain values."""
     prompts = plan.data.prompts[Subset.HARMFUL]
     sizes = sorted(Counter(prompt.template for prompt in prompts).values())
-    n_tests, level = len(plan.study.attack.doses), plan.study.level
+    n_tests, level = max(len(attack.doses) for attack in plan.study.attack), plan.study.level
     found = asdict(detectable_fall(sizes, n_tests=n_tests, level=level))
     at_zero = detectable_fall(sizes, icc=0.0, n_tests=n_tests, level=level)
     return found | {"fall_at_icc_0": None if found["n"] == found["n_templates"] else at_zero.fall}
@@ -372,7 +384,7 @@ def describe_detectable(plan: Plan) -> dict[str, Any]:
 
 def further_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> int:
     """How many doses a search may still add to those of an arm, at most; 0 without one, or where it has ended."""
-    search = plan.study.attack.search
+    search = arm.search
     if search is None or is_searched(plan, ledger, arm):
         return 0
     return min(search.max_doses, len(arm.saved)) - len(arm.doses)
@@ -394,7 +406,7 @@ def describe_saving(costs: Sequence[Cost]) -> dict[str, float] | None:
 
 def describe_search(plan: Plan, ledger: Ledger, costs: Sequence[Cost]) -> dict[str, Any] | None:
     """How many doses searches may still add, and what their answers take at most; None without a search."""
-    if plan.study.attack.search is None:
+    if not any(arm.search for model in plan.models for arm in model.arms):
         return None
     further = [further_doses(plan, ledger, arm) for model in plan.models for arm in model.arms]
     known = [cost.further_flops for cost in costs if cost.further_flops is not None]

@@ -6,8 +6,10 @@ not know; `Study.model_dump` is the resolved form that is stored beside the resu
 
 from tamperdose.study.attacks import (
     AttackSpec,
+    DirectionSpec,
     DoseSearch,
-    LoraAttack,
+    LoraSpec,
+    PrefillSpec,
     default_alpha,
 )
 from tamperdose.study.judges import (
@@ -42,6 +44,7 @@ __all__ = [
     "Architecture",
     "AttackSpec",
     "Decoding",
+    "DirectionSpec",
     "DoseSearch",
     "ExactJudge",
     "GuardFamily",
@@ -49,8 +52,9 @@ __all__ = [
     "HfEngine",
     "JudgeName",
     "LlmJudge",
-    "LoraAttack",
+    "LoraSpec",
     "ModelSpec",
+    "PrefillSpec",
     "RefusalTuning",
     "ScriptedEngine",
     "Study",

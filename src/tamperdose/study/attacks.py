@@ -49,7 +49,28 @@ def _increasing(doses: tuple[int, ...]) -> tuple[int, ...]:
 Doses = Annotated[tuple[PositiveInt, ...], AfterValidator(_increasing)]
 
 
-class TrainingAttack(Frozen):
+class UntrainedSpec(Frozen):
+    """What attacks that leave the weights alone have in common: each dose stands for itself."""
+
+    doses: Doses
+
+    @property
+    def saved_steps(self) -> tuple[int, ...]:
+        """The doses: nothing is saved for others."""
+        return self.doses
+
+    @property
+    def search(self) -> None:
+        """There is no search: a dose more costs no training."""
+        return
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """It reads no training data."""
+        return ()
+
+
+class TrainingSpec(Frozen):
     """What attacks by fine-tuning have in common: data, batches and the ladder. A list is a grid factor."""
 
     data: Source
@@ -136,7 +157,7 @@ class TrainingAttack(Frozen):
         return require_distinct(values)
 
 
-class LoraAttack(TrainingAttack):
+class LoraSpec(TrainingSpec):
     """Adversarial LoRA fine-tuning (Hu et al. 2021; Qi et al. 2023)."""
 
     kind: Literal["lora"] = "lora"
@@ -151,29 +172,17 @@ class LoraAttack(TrainingAttack):
         return require_distinct(values)
 
 
-class BenignAttack(LoraAttack):
-    """The same on harmless instruction data: safety lost by accident (Qi et al. 2023, arXiv:2310.03693, section 4.4)."""
+class BenignSpec(LoraSpec):
+    """The same on harmless instruction data: safety lost by accident (Qi et al. 2023, arXiv:2310.03693, 4.4)."""
 
     kind: Literal["benign"] = "benign"  # type: ignore[assignment]
     data: Source = "builtin:benign_train"
 
 
-class FullAttack(TrainingAttack):
-    """Adversarial fine-tuning of all weights; the rate is that of Qi et al. 2023 (arXiv:2310.03693), appendix."""
+class PrefillSpec(UntrainedSpec):
+    """The answer is begun with an opener and the model goes on (Vega et al. 2023, arXiv:2312.12321).
 
-    kind: Literal["full"]
-    learning_rate: RateGrid = (2e-5,)
-
-    @field_validator("learning_rate")
-    @classmethod
-    def _distinct_values(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return require_distinct(values)
-
-
-class PrefillAttack(Frozen):
-    """The answer is begun with an opener and the model goes on (Vega et al. 2023, arXiv:2312.12321). Nothing is trained.
-
-    The dose is the number of the opener's tokens. What is judged is what the model adds.
+    Nothing is trained. The dose is the number of the opener's tokens. What is judged is what the model adds.
     """
 
     kind: Literal["prefill"]
@@ -184,41 +193,8 @@ class PrefillAttack(Frozen):
     doses: Doses = (1, 2, 4, 8, 16)
     """Tokens of the opener."""
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """It reads no data."""
-        return ()
 
-
-class RewordingAttack(Frozen):
-    """The request is put under other system prompts, or in other words, and the best of those tried is kept.
-
-    Nothing is trained; the dose is the number tried. Which one is best is chosen on other prompts than it is counted
-    on, so that a larger number is not worse by chance alone. Persona and system prompts: Shen et al. 2024
-    (arXiv:2308.03825); rewording: Andriushchenko & Flammarion 2025 (arXiv:2407.11969).
-    """
-
-    kind: Literal["system_prompt", "paraphrase"]
-    data: Source = ""
-    """`builtin:NAME` or JSONL rows of `system` and `pattern`, in the order they are tried; the bundled set of its kind
-    when empty. A pattern says where the request stands: "{prompt}"."""
-    doses: Doses = (1, 2, 4, 8)
-    """How many are tried."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bundled(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and not cast(dict[str, Any], tree).get("data"):
-            return cast(dict[str, Any], tree) | {"data": f"builtin:{cast(dict[str, Any], tree).get('kind')}s"}
-        return tree
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Its rewordings are no training data: they have a loader of their own."""
-        return ()
-
-
-class DirectionAttack(Frozen):
+class DirectionSpec(UntrainedSpec):
     """The refusal direction is projected out of the residual stream (Arditi et al. 2024, arXiv:2406.11717).
 
     Applied in memory while answers are generated, never written to weights. The dose is the share of the projection,
@@ -264,16 +240,13 @@ def _attack_tag(value: Any) -> str | None:
     return getattr(value, "kind", None)
 
 
-ATTACK_KINDS = ("lora", "benign", "full", "prefill", "system_prompt", "paraphrase", "refusal_direction")
+ATTACK_KINDS = ("lora", "benign", "prefill", "refusal_direction")
 """What may stand as an attack's `kind`."""
 AttackSpec = Annotated[
-    Annotated[LoraAttack, Tag("lora")]
-    | Annotated[BenignAttack, Tag("benign")]
-    | Annotated[FullAttack, Tag("full")]
-    | Annotated[PrefillAttack, Tag("prefill")]
-    | Annotated[RewordingAttack, Tag("system_prompt")]
-    | Annotated[RewordingAttack, Tag("paraphrase")]
-    | Annotated[DirectionAttack, Tag("refusal_direction")],
+    Annotated[LoraSpec, Tag("lora")]
+    | Annotated[BenignSpec, Tag("benign")]
+    | Annotated[PrefillSpec, Tag("prefill")]
+    | Annotated[DirectionSpec, Tag("refusal_direction")],
     Discriminator(
         _attack_tag,
         custom_error_type="attack_kind",

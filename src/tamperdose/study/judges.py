@@ -1,12 +1,12 @@
 """The judges of a study."""
 
 import ipaddress
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Seed, Source
+from tamperdose.study.parts import Frozen, PositiveFloat, PositiveInt, listed
 
 JudgeName = Literal["classifier", "phrases"]
 

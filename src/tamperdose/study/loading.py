@@ -1,6 +1,7 @@
 """From YAML to a study: overrides applied, defaults filled, and what is not known refused with the nearest name."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -33,10 +34,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     tree = cast(dict[str, Any], raw)
     for override in overrides:
         _override(tree, override)
+    several = isinstance(tree.get("attack"), list)
     try:
         return Study.model_validate(tree)
     except ValidationError as error:
-        raise StudyError(f"{path} is not a valid study\n" + "\n".join(_messages(error))) from error
+        raise StudyError(f"{path} is not a valid study\n" + "\n".join(_messages(error, several=several))) from error
 
 
 def _read_yaml(text: str) -> Any:
@@ -144,17 +146,19 @@ def _child(node: Any, part: str, override: str) -> Any:
     raise StudyError(explain(f"'{override}': '{part}' lies inside a plain value", got=repr(node), expected="a mapping"))
 
 
-def _messages(error: ValidationError, roots: Sequence[type[Frozen]] | None = None) -> list[str]:
+def _messages(
+    error: ValidationError, roots: Sequence[type[Frozen]] | None = None, *, several: bool = True
+) -> list[str]:
     items = [dict(item) for item in error.errors(include_url=False)]
     # A broken item also makes its list "too short"; the item's own message is the useful one.
     places = [cast(tuple[str | int, ...], item["loc"]) for item in items]
     outer = {place[:depth] for place in places for depth in range(len(place))}
     told = [item for item in items if not (item["type"] == "too_short" and item["loc"] in outer)]
-    return [_message(item, roots or (Study,)) for item in told]
+    return [_message(item, roots or (Study,), several=several) for item in told]
 
 
-def _message(item: Mapping[str, Any], roots: Sequence[type[Frozen]]) -> str:
-    location = tuple(part for part in item["loc"] if part not in _UNION_TAGS)
+def _message(item: Mapping[str, Any], roots: Sequence[type[Frozen]], *, several: bool) -> str:
+    location = _place(item["loc"], several=several)
     where = ".".join(str(part) for part in location) or "the file"
     if item["type"] == "extra_forbidden":
         valid = _fields_at(location[:-1], roots)
@@ -168,7 +172,21 @@ def _message(item: Mapping[str, Any], roots: Sequence[type[Frozen]]) -> str:
     return explain(f"{where}: {text}", got=got)
 
 
-_UNION_TAGS = ("hf", "scripted", "plain", "llm", "guard", "exact", *ATTACK_KINDS)
+def _place(location: Sequence[str | int], *, several: bool) -> tuple[str | int, ...]:
+    """Where a value stands in the file: without the names of the kinds that pydantic chose between.
+
+    With one attack that is no list in the file (`several` false), also without its number.
+    """
+    parts = list(location)
+    # `benign` is a kind of attack, and a key too.
+    if parts[:1] == ["attack"] and parts[2:3] and parts[2] in ATTACK_KINDS:
+        del parts[2]
+    if parts[:1] == ["attack"] and not several:
+        del parts[1:2]
+    return tuple(part for part in parts if part not in _UNION_TAGS)
+
+
+_UNION_TAGS = ("hf", "scripted", "plain", "llm", "guard", "exact")
 _UNSHOWN = (("api_key_env",), ("base_url",))
 """Where a key may have been pasted by mistake: not to be repeated on a terminal or in a log."""
 

@@ -1,7 +1,7 @@
 """The models of a study: where their weights are, what is done to them first, and what answers with them."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 

@@ -19,12 +19,14 @@ def listed(value: Any) -> Any:
 
 
 def require_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values of a grid if no two are equal."""
     if len(set(values)) != len(values):
         raise ValueError(f"values must differ, got {list(values)}")
     return values
 
 
 def no_boolean(value: Any) -> Any:
+    """Refuse true and false where a number is wanted: YAML reads `yes` as one."""
     if isinstance(value, bool):
         raise ValueError("a number is wanted, not true or false")
     return value

@@ -17,7 +17,7 @@ class Study(Frozen):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     prompts: PromptSets
-    attack: Annotated[tuple[LoraAttack, ...], BeforeValidator(listed), Field(min_length=1)]
+    attack: Annotated[tuple[AttackSpec, ...], BeforeValidator(listed), Field(min_length=1)]
     """One attack, or a list of them, each with its own grid and doses."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (42,)
     decoding: Decoding = Decoding()

@@ -1,0 +1,115 @@
+"""What an attack does to a loaded model for a while: every change is undone to the last bit when the block ends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from tamperdose.errors import ModelError, explain
+from tamperdose.files import write_atomic
+from tamperdose.models.load import ChatModel
+from tamperdose.models.lora import merged
+from tamperdose.records import Checkpoint, Projection, Weights
+
+WRITERS = ("o_proj", "down_proj")
+"""Last parts of the names of the layers that write into the residual stream: Llama, Qwen2 and Phi-3 share them."""
+
+
+@contextmanager
+def changed(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Put a checkpoint's adapter, weights or projection into a model while the block runs; None changes nothing.
+
+    Raises:
+        ModelError: A file that cannot be read, or an architecture whose residual stream is not known.
+    """
+    change = None if checkpoint is None else checkpoint.change
+    if isinstance(change, Projection):
+        with projected_out(chat.model, read_direction(change), change.strength):
+            yield
+    elif isinstance(change, Weights):
+        with replaced(chat.model, Path(change.path)):
+            yield
+    else:
+        adapter = None if checkpoint is None or checkpoint.adapter is None else Path(checkpoint.adapter)
+        with merged(chat.model, adapter):
+            yield
+
+
+def write_direction(path: Path, direction: torch.Tensor) -> Path:
+    """Write a unit vector of shape (hidden_size,) in float32."""
+    tensors = {"direction": direction.detach().to("cpu", torch.float32).contiguous()}
+    return write_atomic(path, lambda temporary: save_file(tensors, temporary))
+
+
+def read_direction(change: Projection) -> torch.Tensor:
+    """Read a projection's unit vector.
+
+    Raises:
+        ModelError: Missing, or no such file.
+    """
+    try:
+        with safe_open(change.path, framework="pt") as file:
+            return file.get_tensor("direction")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(explain(f"cannot read the direction {change.path}", got=str(error))) from error
+
+
+@contextmanager
+def projected_out(model: Any, direction: torch.Tensor, strength: float) -> Iterator[None]:
+    """Take a share of a direction's component out of all that is written into the residual stream.
+
+    x -> x - strength (r . x) r, for the embeddings and the output of every attention and MLP block, with the unit
+    vector r of shape (hidden_size,); at strength 1 nothing in the stream has a component along r.
+
+    Source: directional ablation, Arditi et al. 2024, arXiv:2406.11717, 2.4; partial strengths are ours.
+    """
+
+    def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        r = direction.to(output.device, output.dtype)
+        return output - strength * (output @ r).unsqueeze(-1) * r
+
+    handles = [module.register_forward_hook(hook) for module in _writers(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _writers(model: Any) -> list[nn.Module]:
+    linears = [module for name, module in model.named_modules() if name.rpartition(".")[2] in WRITERS]
+    n_layers = model.config.get_text_config().num_hidden_layers
+    if len(linears) != len(WRITERS) * n_layers:
+        raise ModelError(
+            explain(
+                f"the residual stream of '{model.config.model_type}' is not known",
+                got=f"{len(linears)} layers called {' or '.join(WRITERS)}",
+                expected=f"{len(WRITERS)} in each of {n_layers} blocks, as in Llama, Qwen2 and Phi-3",
+                remedy="leave refusal_direction out for this model",
+            )
+        )
+    return [model.get_input_embeddings(), *linears]
+
+
+@contextmanager
+def replaced(model: Any, path: Path) -> Iterator[None]:
+    """Put other weights in place of a model's own while the block runs."""
+    own = dict(model.named_parameters())
+    originals: dict[str, torch.Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                originals[name] = own[name].detach().to("cpu", copy=True)
+                own[name].copy_(file.get_tensor(name))
+        yield
+    except (SafetensorError, KeyError) as error:
+        raise ModelError(explain(f"cannot read the weights {path}", got=str(error))) from error
+    finally:
+        with torch.no_grad():
+            for name, original in originals.items():
+                own[name].copy_(original)
