@@ -92,7 +92,7 @@ def test_a_row_costs_no_more_than_its_greatest_length(study: Path, tmp_path: Pat
     plan = plan_of(study, "attack.doses=[1]", "attack.max_length=32")
     architecture = find_architecture(plan.models[0].spec)
     assert architecture is not None
-    rows = plan.data.attack.attack
+    rows = plan.models[0].arms[0].rows.attack
     answer = round(sum(len(row.response) for row in rows) / len(rows) / 4)
     at_32 = training_flops(architecture, lora_rank=2, lengths=[32, 32], n_labels=2 * answer)
     assert trained(study, tmp_path, "attack.max_length=32") == at_32 < whole
