@@ -15,11 +15,9 @@ SILENT = 3
 
 def search(max_doses: int) -> tuple[Any, Any]:
     prompts = [SimpleNamespace(template=f"t{k}") for k in range(N)]
-    study = SimpleNamespace(
-        name="s", level=0.95, judge_names=["j"], attack=SimpleNamespace(search=SimpleNamespace(max_doses=max_doses))
-    )
+    study = SimpleNamespace(name="s", level=0.95, judge_names=["j"])
     plan = SimpleNamespace(study=study, data=SimpleNamespace(prompts={Subset.HARMFUL: prompts}))
-    return plan, SimpleNamespace(id="arm", saved=(1, 2, 3, 4, 8))
+    return plan, SimpleNamespace(id="arm", saved=(1, 2, 3, 4, 8), search=SimpleNamespace(max_doses=max_doses))
 
 
 def verdicts(steps: int) -> list[Any]:
@@ -38,3 +36,11 @@ def test_a_dose_that_cannot_be_read_ends_the_search_with_an_error() -> None:
 def test_doses_that_cannot_be_read_are_paid_for_by_the_budget() -> None:
     plan, arm = search(5)
     assert choose_next(plan, arm, [1, 2, SILENT, 4, 8], verdicts) is None
+
+
+def test_a_ladder_of_ones_own_is_where_the_search_begins() -> None:
+    plan, arm = search(12)
+    arm.saved = (1, 2, 4, 6, 8, 16)
+    # Neither 1 nor 2 nor 4 is asked for: the bracket lies above.
+    fell = {0: Label.REFUSAL, 6: Label.REFUSAL, 16: Label.COMPLIANCE}
+    assert choose_next(plan, arm, [6, 16], lambda steps: [SimpleNamespace(label=fell[steps])] * N) == 8

@@ -683,7 +683,7 @@ def test_keys_do_not_depend_on_what_changes_nothing(tiny_study: Path) -> None:
 def test_resolved_study_reproduces_the_run(tiny_study: Path) -> None:
     run = run_study(tiny_study, "attack.learning_rate=5.0e-4")
     resolved = yaml.safe_load((run / "study.resolved.yaml").read_text())
-    assert resolved["attack"]["learning_rate"] == [5.0e-4]
+    assert resolved["attack"][0]["learning_rate"] == [5.0e-4]
     plan = plan_of(tiny_study, "attack.learning_rate=5.0e-4")
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["study_digest"] == plan.study.digest

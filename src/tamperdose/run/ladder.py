@@ -71,7 +71,7 @@ def choose_next(plan: Plan, arm: ArmPlan, doses: list[int], verdicts: Verdicts) 
         return None
     fit = fits[0].fit
     observed = {int(dose): rate.value or 0.0 for dose, rate in zip(fit.doses, fit.rates, strict=True)}
-    steps = next_dose(observed, arm.saved, sampling=fit.ed50.sampling, budget=search.max_doses)
+    steps = next_dose(observed, arm.saved, sampling=fit.ed50.sampling, budget=search.max_doses, begun=True)
     if steps in doses:
         raise RunError(
             explain(

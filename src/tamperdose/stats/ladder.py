@@ -22,13 +22,15 @@ def next_dose(
     sampling: tuple[float, float | None] | None = None,
     fraction: float = 0.5,
     budget: int | None = None,
+    begun: bool = False,
 ) -> int | None:
     """The next dose of an adaptive ladder, or None when it is done.
 
-    Dose 0, then 1, 2, 4, ... up to the largest candidate (each the candidate nearest in log, and the largest itself);
-    then the candidate nearest to the geometric middle of the two doses that the isotonic fit crosses between. Done:
-    when no candidate lies between these, when their ratio in log is under a quarter of the sampling interval's, when
-    the curve does not come down to the level, or when `budget` doses above 0 are measured.
+    Unless `begun` says that the first doses are measured: dose 0, then 1, 2, 4, ... up to the largest candidate (each
+    the candidate nearest in log, and the largest itself). Then the candidate nearest to the geometric middle of the two
+    doses that the isotonic fit crosses between. Done: when no candidate lies between these, when their ratio in log is
+    under a quarter of the sampling interval's, when the curve does not come down to the level, or when `budget` doses
+    above 0 are measured.
 
     Args:
         observed: RRR at the doses measured so far.
@@ -37,6 +39,7 @@ def next_dose(
             makes it as wide as can be, and ends the search.
         fraction: Of f(0).
         budget: Largest number of doses above 0.
+        begun: Whether `observed` is the ladder to begin with, so that only the bracket is halved.
 
     Raises:
         DataError: No positive candidate.
@@ -54,7 +57,7 @@ def next_dose(
         return 0
     if budget is not None and len(observed) - 1 >= budget:
         return None
-    coarse = next((step for step in _geometric(steps) if step not in observed), None)
+    coarse = None if begun else next((step for step in _geometric(steps) if step not in observed), None)
     return coarse if coarse is not None else _bisect(observed, steps, sampling, fraction)
 
 
