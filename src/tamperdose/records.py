@@ -168,15 +168,7 @@ class Projection:
     """Share of the component that is taken away, in [0, 1]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """All weights of the model are replaced."""
-
-    path: str
-    """Safetensors file with the weights by their names."""
-
-
-Change = Opener | Projection | Weights
+Change = Opener | Projection
 """What an attack other than an adapter does to the model or to what it is asked."""
 
 

@@ -14,7 +14,7 @@ from tamperdose.errors import ModelError, explain
 from tamperdose.files import write_atomic
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import merged
-from tamperdose.records import Checkpoint, Projection, Weights
+from tamperdose.records import Checkpoint, Projection
 
 WRITERS = ("o_proj", "down_proj")
 """Last parts of the names of the layers that write into the residual stream: Llama, Qwen2 and Phi-3 share them."""
@@ -22,7 +22,7 @@ WRITERS = ("o_proj", "down_proj")
 
 @contextmanager
 def changed(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Put a checkpoint's adapter, weights or projection into a model while the block runs; None changes nothing.
+    """Put a checkpoint's adapter or projection into a model while the block runs; None changes nothing.
 
     Raises:
         ModelError: A file that cannot be read, or an architecture whose residual stream is not known.
@@ -30,9 +30,6 @@ def changed(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
     change = None if checkpoint is None else checkpoint.change
     if isinstance(change, Projection):
         with projected_out(chat.model, read_direction(change), change.strength):
-            yield
-    elif isinstance(change, Weights):
-        with replaced(chat.model, Path(change.path)):
             yield
     else:
         adapter = None if checkpoint is None or checkpoint.adapter is None else Path(checkpoint.adapter)
@@ -94,22 +91,3 @@ def _writers(model: Any) -> list[nn.Module]:
             )
         )
     return [model.get_input_embeddings(), *linears]
-
-
-@contextmanager
-def replaced(model: Any, path: Path) -> Iterator[None]:
-    """Put other weights in place of a model's own while the block runs."""
-    own = dict(model.named_parameters())
-    originals: dict[str, torch.Tensor] = {}
-    try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                originals[name] = own[name].detach().to("cpu", copy=True)
-                own[name].copy_(file.get_tensor(name))
-        yield
-    except (SafetensorError, KeyError) as error:
-        raise ModelError(explain(f"cannot read the weights {path}", got=str(error))) from error
-    finally:
-        with torch.no_grad():
-            for name, original in originals.items():
-                own[name].copy_(original)

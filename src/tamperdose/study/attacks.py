@@ -1,7 +1,6 @@
 """The attacks of a study. A list of values is a grid factor."""
 
 import math
-from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -222,15 +221,6 @@ class DirectionSpec(UntrainedSpec):
     def sources(self) -> tuple[str, ...]:
         """The data files it reads."""
         return (self.harmful, self.harmless)
-
-
-class DoseUnit(StrEnum):
-    """What the column `dose_steps` counts for an attack."""
-
-    STEPS = "optimizer steps"
-    OPENER_TOKENS = "opener tokens"
-    TRIED = "number tried"
-    PER_CENT = "per cent projected out"
 
 
 def _attack_tag(value: Any) -> str | None:
