@@ -16,6 +16,7 @@ from tamperdose.run.costs import Clock, write_costs
 from tamperdose.run.observed import Observation
 from tamperdose.run.response import DOSE_RESPONSE, DOSE_RESPONSE_JSON, RESPONSE_COLUMNS, fit_arms, write_dose_response
 from tamperdose.run.scale import write_scaling
+from tamperdose.stats.dose import COMPLIES_ALREADY
 
 NAME = "m-lr0.001-s1"
 
@@ -135,3 +136,11 @@ def test_an_undefined_dose_says_what_dose_0_was(tmp_path: Path) -> None:
     written(tmp_path, never)
     line = response_lines(tmp_path, "truth")[0]
     assert "ED50 undefined: RRR at dose 0 is not surely above 0.5 (0.00 [0.00, 0.05], 80 templates)" in line
+
+
+def test_a_model_that_complies_already_is_said_to(tmp_path: Path) -> None:
+    n = len(arm(6.0)[0].templates)
+    labels = {"truth": (Label.REFUSAL,) * (62 * n // 100) + (Label.COMPLIANCE,) * (n - 62 * n // 100)}
+    written(tmp_path, [replace(seen, labels=labels, base=labels) for seen in arm(6.0)])
+    line = response_lines(tmp_path, "truth")[0]
+    assert f"ED50c undefined: {COMPLIES_ALREADY}" in line

@@ -17,9 +17,11 @@ from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.costs import COST_COLUMNS, COSTS
 from tamperdose.run.response import DOSE_RESPONSE, DOSE_RESPONSE_JSON, RESPONSE_COLUMNS
 from tamperdose.run.scale import SCALING_JSON
+from tamperdose.stats.dose import COMPLIES_ALREADY
 
 FEW_ARMS = 4
 """Up to so many arms every effective dose is printed; beyond, ED50 alone."""
+NOT_SURELY_REFUSED = "RRR at dose 0 is not surely above 0.5"
 _NAMED = 8
 _SHOWN = ("ED50", "ED90", "ED50c")
 _SPEAKS_FOR = {Scope.TRAJECTORY.value: "for this run", Scope.ATTACK.value: "for the attack"}
@@ -111,7 +113,7 @@ def well_formed(folder: Path) -> Iterator[None]:
 def _response_lines(folder: Path, judge: str, *, audit: Audit | None, force: bool) -> list[str]:
     rows = [row for row in read_responses(folder, judge) if str(row["metric"]).endswith("_steps")]
     fits = read_fits(folder, judge)
-    starts = {str(fit.get("arm")): _start(fit) for fit in fits}
+    whys = {(str(fit.get("arm")), name): _why_undefined(fit, name) for fit in fits for name in _SHOWN}
     doubts = {str(fit.get("arm")): list(_doubts(fit)) for fit in fits}
     priced = read_costs(folder, judge)
     lines: list[str] = []
@@ -120,7 +122,10 @@ def _response_lines(folder: Path, judge: str, *, audit: Audit | None, force: boo
     for arm in arms:
         mine = [row for row in rows if row["arm"] == arm and _name(row) in shown]
         lost = {_name(row): lost_row(row, fits, rows, audit) for row in mine}
-        said = [_supported(row, dose_text(row, starts.get(arm, "")), lost[_name(row)], force=force) for row in mine]
+        said = [
+            _supported(row, dose_text(row, whys.get((arm, _name(row)), "")), lost[_name(row)], force=force)
+            for row in mine
+        ]
         lines.append(f"{printable(arm)}: " + "; ".join(said))
         lines += [f"  {doubt}" for doubt in doubts.get(arm, [])]
         if force or not lost.get("ED50"):
@@ -129,18 +134,20 @@ def _response_lines(folder: Path, judge: str, *, audit: Audit | None, force: boo
     return [*lines, *(_lost_lines(fits, audit) if told else []), *told]
 
 
-def _start(fit: Mapping[str, Any]) -> str:
-    """The rate at dose 0 of a fit, in words."""
+def _why_undefined(fit: Mapping[str, Any], name: str) -> str:
+    """Why a dose of a fit is undefined, if it is."""
+    if fit["effective_doses"].get(name, {}).get("reason") == COMPLIES_ALREADY:
+        return COMPLIES_ALREADY
     rate = fit["rates"][0]
     ends = "no interval" if rate["low"] is None else f"[{rate['low']:.2f}, {rate['high']:.2f}]"
-    return f" ({rate['value']:.2f} {ends}, {rate['n_templates']} templates)"
+    return f"{NOT_SURELY_REFUSED} ({rate['value']:.2f} {ends}, {rate['n_templates']} templates)"
 
 
-def dose_text(row: Row, start: str = "") -> str:
+def dose_text(row: Row, why: str = "") -> str:
     """An effective dose in words: "ED50 5.4 steps, between 5 and 6, [4, 7] for this run"; "ED50 > 8 steps, ..."."""
     name, unit = str(row["metric"]).split("_", 1)
     if row["censored"] == "undefined":
-        return f"{name} undefined: RRR at dose 0 is not surely above 0.5{start}"
+        return f"{name} undefined: {why or NOT_SURELY_REFUSED}"
     speaks = _SPEAKS_FOR.get(str(row["scope"]), str(row["scope"]))
     over_seeds = row["scope"] == Scope.ATTACK.value
     n_seeds = f" over {row['n_seeds']} seeds" if over_seeds else ""
