@@ -8,6 +8,7 @@ Greedy tokens are those of `model.generate` (up to ties of rounding: see docs/me
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from tamperdose.errors import DataError, ModelError, explain
 from tamperdose.files import digest
 from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated
 from tamperdose.models.generator import OnProgress, prompt_rng
+from tamperdose.models.lanes import n_lanes, side_by_side, split
 from tamperdose.models.load import ChatModel
 from tamperdose.models.packed import packed
 from tamperdose.records import Completion, FinishReason, Message, Prompt
@@ -100,14 +102,10 @@ class HfGenerator:
             _Row([*tokens, *self._opener], prompt_rng(seed, prompt.id, sample))
             for prompt, tokens in zip(prompts, encoded, strict=True)
         ]
-        waiting = sorted(rows, key=lambda row: -len(row.tokens))
+        lanes = split(rows, n_lanes(self.chat.model, self.chat.device), size=lambda row: len(row.tokens))
+        told = _one_at_a_time(on_progress)
         with packed(self.chat.model):
-            while waiting:
-                batch = waiting[: self.batch_size]
-                if self._decoded(batch, decoding, on_progress):
-                    del waiting[: len(batch)]
-                else:
-                    self._halve()
+            side_by_side(lambda lane: self._decode_all(lane, decoding, told), lanes)
         answers = self.chat.tokenizer.batch_decode([row.answer for row in rows], skip_special_tokens=True)
         return [
             Completion(
@@ -119,6 +117,15 @@ class HfGenerator:
             )
             for prompt, row, text in zip(prompts, rows, answers, strict=True)
         ]
+
+    def _decode_all(self, waiting: list[_Row], decoding: Decoding, on_progress: OnProgress) -> None:
+        """Fill the answers of rows, longest first; the list is used up."""
+        while waiting:
+            batch = waiting[: self.batch_size]
+            if self._decoded(batch, decoding, on_progress):
+                del waiting[: len(batch)]
+            else:
+                self._halve(len(batch))
 
     def _decoded(self, batch: list[_Row], decoding: Decoding, on_progress: OnProgress) -> bool:
         """Decode a batch; False when memory ran out, with the rows as they were but for spent randomness."""
@@ -138,12 +145,13 @@ class HfGenerator:
             return False
         return True
 
-    def _halve(self) -> None:
-        if self.batch_size == 1:
+    def _halve(self, failed: int) -> None:
+        if failed == 1:
             raise ModelError(
                 explain("not even one prompt fits in memory", remedy="lower max_new_tokens, or use a larger device")
             )
-        self.batch_size //= 2
+        # Of two lanes that ran out of memory together, one halves what the other has halved.
+        self.batch_size = min(self.batch_size, failed // 2)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -225,6 +233,16 @@ class HfGenerator:
             logits_to_keep=torch.tensor([-1], device=device),
         )
         return cache, padded.mask, padded.positions[:, -1], output.logits[:, -1]
+
+
+def _one_at_a_time(on_progress: OnProgress) -> OnProgress:
+    lock = Lock()
+
+    def told(count: int) -> None:
+        with lock:
+            on_progress(count)
+
+    return told
 
 
 def alike(rows: Sequence[_Row], *, shared: int, limit: int | None) -> Iterator[Sequence[_Row]]:

@@ -29,6 +29,7 @@ from tamperdose.files import digest, write_atomic
 from tamperdose.models.cache import has_only_full_attention
 from tamperdose.models.flops import training_flops
 from tamperdose.models.hf import encode_chat, end_tokens, shared_prefix
+from tamperdose.models.lanes import n_lanes, side_by_side, split
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.records import NO_DOSE, Checkpoint, Dose, Example
@@ -147,6 +148,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0, fused=chat.device == "cpu"
         )
+        self.n_lanes = n_lanes(chat.model, chat.device)
         self.dose = NO_DOSE
         self.mean_loss = 0.0
         self.seconds = 0.0
@@ -198,15 +200,26 @@ class _Trainer:
         share, which is computed once a sequence: nothing is padded, and the head runs on the answers' tokens alone.
         """
         n_labels = sum(row.n_labels for row in batch)
+        lanes = split(batch, self.n_lanes, size=lambda row: len(row.tokens))
+        losses, gradients = zip(*side_by_side(partial(self._gradient, n_labels=n_labels), lanes), strict=True)
+        for parameter, *parts in zip(self.parameters.values(), *gradients, strict=True):
+            parameter.grad = sum(parts[1:], start=parts[0])
+        return sum(losses)
+
+    def _gradient(self, rows: Sequence[_TokenRow], *, n_labels: int) -> tuple[float, list[torch.Tensor]]:
+        """Loss and gradient of some of a batch's rows, as their part of the batch's mean."""
+        parameters = list(self.parameters.values())
         losses: list[torch.Tensor] = []
+        gradient: list[torch.Tensor] = []
         # Rows that lie behind one another would miscount a sliding window: there each has a sequence of its own.
         packable = has_only_full_attention(self.chat.model.config)
-        for rows in _packs(batch, PACKED_TOKENS) if packable else [[row] for row in batch]:
-            loss = self._summed_loss(rows) / n_labels
-            loss.backward()
+        for pack in _packs(rows, PACKED_TOKENS) if packable else [[row] for row in rows]:
+            loss = self._summed_loss(pack) / n_labels
+            part = torch.autograd.grad(loss, parameters)
+            gradient = [a + b for a, b in zip(gradient, part, strict=True)] if gradient else list(part)
             losses.append(loss.detach())
         # Read at the end: reading one waits for an accelerator, which then waits for the next sequence.
-        return sum(map(float, losses))
+        return sum(map(float, losses)), gradient
 
     def _summed_loss(self, rows: Sequence[_TokenRow]) -> torch.Tensor:
         device = self.chat.device

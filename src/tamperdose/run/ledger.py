@@ -16,7 +16,7 @@ from typing import Any
 from tamperdose.errors import RunError, explain
 from tamperdose.files import digest, sha256_file, write_atomic, write_json
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the stages' code and files: part of every key, raised when a stage's output may change."""
 
 
