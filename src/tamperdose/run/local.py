@@ -12,13 +12,14 @@ from tamperdose.models.load import cache_dir
 from tamperdose.models.organisms import Organism, is_trained, parse_organism, train_organism
 from tamperdose.records import Checkpoint, Subset, Verdict
 from tamperdose.run.audit import audit_run
-from tamperdose.run.backends import Backend, export_adapter, is_exported, open_backend
-from tamperdose.run.ladder import arm_doses, choose_next, file_ladder, is_searched
+from tamperdose.run.backends import Backend, export_folder, is_exported, open_backend
+from tamperdose.run.ladder import arm_doses, arm_states, choose_next, file_ladder, is_searched
 from tamperdose.run.ledger import Ledger, locked, stage_key, sweep
 from tamperdose.run.manifest import check_folder, record_answers, write_manifest
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Reporter
 from tamperdose.run.results import find_answers, write_results
+from tamperdose.run.room import require_room
 from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, judge_answers, read_dose
 from tamperdose.study import Decoding
 
@@ -92,7 +93,7 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     count = sum(not _done(ledger, draw) for draw in base_draws(plan, model))
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
     for arm in model.arms:
-        missing = missing_doses(plan, ledger, arm)
+        missing = missing_states(plan, ledger, arm)
         count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
     return count + (count > 0 and untrained(model) is not None)
 
@@ -117,9 +118,9 @@ def base_draws(plan: Plan, model: ModelPlan) -> list[Draw]:
 
 
 def dose_draws(plan: Plan, arm: ArmPlan, steps: int) -> list[Draw]:
-    """What is generated at one dose of an arm."""
+    """What is generated with one checkpoint of an arm."""
     origin, seed = checkpoint_key(arm, steps), arm.attack.seed
-    return [_draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.subsets_at(steps, arm)]
+    return [_draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.subsets_asked(steps, arm)]
 
 
 def _draw(plan: Plan, origin: str, subset: Subset, decoding: Decoding, *, seed: int, sample: int = 0) -> Draw:
@@ -133,10 +134,16 @@ def _draw(plan: Plan, origin: str, subset: Subset, decoding: Decoding, *, seed: 
 
 
 def missing_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
-    """The doses of an arm at which something is still to be generated or recorded."""
+    """The doses of an arm for which something is still to be generated or recorded."""
+    missing = missing_states(plan, ledger, arm)
+    return [steps for steps in arm_doses(plan, ledger, arm) if not set(arm.states(steps)).isdisjoint(missing)]
+
+
+def missing_states(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
+    """The checkpoints of an arm with which something is still to be generated or recorded."""
     return [
         steps
-        for steps in arm_doses(plan, ledger, arm)
+        for steps in arm_states(plan, ledger, arm)
         if read_dose(ledger, arm, steps) is None or any(True for _ in _missing(plan, ledger, arm, steps))
     ]
 
@@ -188,18 +195,27 @@ def _run_arm(session: Session, arm: ArmPlan, backend: Backend) -> None:
     plan, ledger = session.plan, session.ledger
     # Under the key, too: the id names what differs within a study, not the data or the batch size.
     keep_in = session.run_dir / "adapters" / arm.id / arm.key if plan.study.keep_adapters else None
-    missing = missing_doses(plan, ledger, arm)
-    kept = keep_in is None or all(is_exported(keep_in, steps) for steps in arm_doses(plan, ledger, arm))
+    missing = missing_states(plan, ledger, arm)
+    exported = {} if keep_in is None or arm.attack.training is None else _export_folders(session, arm, keep_in)
+    kept = all(map(is_exported, exported.values()))
     if missing or not kept or not is_searched(plan, ledger, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
             _measure(session, arm, backend, checkpoints[steps])
         if not is_searched(plan, ledger, arm):
             _search(session, arm, backend, checkpoints)
-        if keep_in is not None:
-            export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
+        if exported and keep_in is not None:
+            # A search has chosen further doses meanwhile.
+            for steps, folder in _export_folders(session, arm, keep_in).items():
+                if not is_exported(folder):
+                    backend.export(checkpoints[steps], folder)
     # Tampered weights go once they are measured; after a kill, here on the next run.
     ledger.discard("attack", arm.key)
+
+
+def _export_folders(session: Session, arm: ArmPlan, keep_in: Path) -> dict[int, Path]:
+    """Where the tampered weights of each dose are kept."""
+    return {steps: export_folder(keep_in, steps) for steps in arm_doses(session.plan, session.ledger, arm)}
 
 
 def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Checkpoint) -> None:
@@ -233,6 +249,7 @@ def _search(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mappi
 
 def _attack(session: Session, arm: ArmPlan, backend: Backend) -> dict[int, Checkpoint]:
     folder = session.ledger.scratch("attack", arm.key)
+    require_room(arm, next(model for model in session.plan.models if arm in model.arms), folder)
     checkpoints: dict[int, Checkpoint] = {}
     with session.reporter.timed(f"{arm.id}: attack, steps", arm.doses[-1]) as advance:
         steps = backend.attack(arm, session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))

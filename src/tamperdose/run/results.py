@@ -13,7 +13,7 @@ from tamperdose.models.load import find_architecture
 from tamperdose.records import Dose, Subset
 from tamperdose.run.compare import write_comparisons
 from tamperdose.run.costs import Clock, write_costs
-from tamperdose.run.ladder import arm_doses
+from tamperdose.run.ladder import arm_doses, arm_states
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.marginals import write_marginals
 from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
@@ -21,6 +21,7 @@ from tamperdose.run.observed import Observation, observe
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Advance, Reporter
 from tamperdose.run.response import fit_arms, write_dose_response
+from tamperdose.run.rewordings import Cells, any_of_k, keep_best, search_flops
 from tamperdose.run.scale import write_scaling
 from tamperdose.run.schema import METRIC_COLUMNS
 from tamperdose.run.stages import (
@@ -32,6 +33,7 @@ from tamperdose.run.stages import (
     read_dose,
     read_seconds,
 )
+from tamperdose.study import RewordingSpec
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
 """Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
@@ -62,15 +64,17 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
             base = _base_cells(reading, model)
             floor = _floor(reading, model)
             for arm in model.arms:
+                tried: list[Cells] = []
                 for steps in (0, *arm_doses(plan, ledger, arm)):
-                    cells = base if steps == 0 else _arm_cells(reading, arm, steps)
+                    cells = base if steps == 0 else _arm_cells(reading, arm, steps, tried)
                     path = run_dir / "outputs" / arm.id / f"{steps}.csv"
                     _write_outputs(path, cells, plan.study.judge_names)
                     outputs.add(path)
                     dose = read_dose(ledger, arm, steps)
                     if dose is not None:
-                        setting = _setting(plan, model, arm, dose)
+                        setting = _setting(plan, model, arm, dose) | _search_cost(model, arm, tried)
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
+                        rows += [metric_row(setting | {"subset": "harmful"}, found) for found in _any_of(plan, tried)]
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
     write_comparisons(run_dir, observed, level=plan.study.level)
     fits = fit_arms(observed, level=plan.study.level)
@@ -111,7 +115,7 @@ def _remove_others(folder: Path, written: set[Path]) -> None:
 def _n_readings(plan: Plan, ledger: Ledger) -> int:
     arms = [arm for model in plan.models for arm in model.arms]
     asked = [plan.subsets_at(0)] * len(plan.models)
-    asked += [plan.subsets_at(steps, arm) for arm in arms for steps in arm_doses(plan, ledger, arm)]
+    asked += [plan.subsets_asked(state, arm) for arm in arms for state in arm_states(plan, ledger, arm)]
     return sum(
         len(plan.data.prompts[subset]) * len(plan.judge_names(subset)) for subsets in asked for subset in subsets
     )
@@ -121,9 +125,28 @@ def _base_cells(reading: Reading, model: ModelPlan) -> dict[Subset, Cell]:
     return _cells(reading, model.key, reading.plan.subsets_at(0), seed=reading.plan.study.seeds[0])
 
 
-def _arm_cells(reading: Reading, arm: ArmPlan, steps: int) -> dict[Subset, Cell]:
-    subsets = reading.plan.subsets_at(steps, arm)
-    return _cells(reading, checkpoint_key(arm, steps), subsets, seed=arm.attack.seed)
+def _arm_cells(reading: Reading, arm: ArmPlan, steps: int, tried: list[Cells]) -> dict[Subset, Cell]:
+    """What was observed of a dose; where the best of several is kept, `tried` takes in what was not in it yet."""
+    plan = reading.plan
+    subsets = plan.subsets_at(steps, arm)
+    if not arm.keeps_best:
+        return _cells(reading, checkpoint_key(arm, steps), subsets, seed=arm.attack.seed)
+    for state in arm.states(steps)[len(tried) :]:
+        asked = plan.subsets_asked(state, arm)
+        tried.append(_cells(reading, checkpoint_key(arm, state), asked, seed=arm.attack.seed))
+    return keep_best(tried, subsets, plan.study.judge_names[0])
+
+
+def _search_cost(model: ModelPlan, arm: ArmPlan, tried: Sequence[Cells]) -> dict[str, object]:
+    """The operations that trying took, in place of those of a training."""
+    if not tried or not isinstance(arm.spec, RewordingSpec):
+        return {}
+    architecture = None if model.source is None else find_architecture(model.spec)
+    return {"dose_flops": search_flops(tried, arm.spec.rewordings[: len(tried)], architecture)}
+
+
+def _any_of(plan: Plan, tried: Sequence[Cells]) -> list[Measured]:
+    return list(any_of_k(tried, level=plan.study.level)) if tried else []
 
 
 def _cells(reading: Reading, origin: str, subsets: Sequence[Subset], *, seed: int) -> dict[Subset, Cell]:
