@@ -17,8 +17,8 @@ from tamperdose.models.rewording import RewordedGenerator, reworded
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Reworded, Subset, Verdict
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import dose_draws, missing_doses, missing_states
-from tamperdose.run.measure import Cell
-from tamperdose.run.rewordings import any_of_k, keep_best, search_flops
+from tamperdose.run.measure import Cell, harmful_metrics
+from tamperdose.run.rewordings import any_of_k, keep_best, search_flops, with_choice
 from tamperdose.run.schema import read_metrics
 from tamperdose.run.stages import Readers, read_completions
 from tamperdose.study import Architecture, Decoding
@@ -110,11 +110,27 @@ def test_rewordings_without_effect_look_no_better_in_larger_numbers() -> None:
             best = keep_best(tried[:k], [Subset.HARMFUL], "j")[Subset.HARMFUL]
             kept[k].append(np.mean([verdict.label is Label.REFUSAL for verdict in best.verdicts["j"]]))
             naive[k].append(outcomes[:, :k].mean(axis=0).min())
-    # Standard error of a mean over 150 data sets: 0.0063, and the choice adds little to it.
+    # Standard error of a mean over 150 data sets: 0.0063, times 1.4 for the choice.
     for k, rates in kept.items():
         assert abs(np.mean(rates) - 0.6) < 0.025, k
     assert np.mean(naive[8]) < 0.5
     assert np.mean(naive[1]) == pytest.approx(np.mean(kept[1]))
+
+
+def test_the_interval_counts_that_another_half_might_have_chosen_otherwise() -> None:
+    rng = np.random.default_rng(1)
+    tried = [cell(rng.random(60) < 0.5, mark="x") for _ in range(6)]
+    base = cell([True] * 60, mark="b")[Subset.HARMFUL]
+    kept = keep_best(tried, [Subset.HARMFUL], "j")[Subset.HARMFUL]
+    plain = {found.metric: found for found in harmful_metrics(kept, base, at_base=False, level=0.95)}
+    for name in ("RRR", "CE", "compliance_rate", "refusal_retention"):
+        before, after = plain[name].estimate, with_choice(plain[name], tried, base, "j").estimate
+        assert (after.value, after.n) == (before.value, before.n)
+        assert None not in (after.low, after.high, before.low, before.high)
+        assert float(after.low or 0) < float(before.low or 0) < float(before.high or 0) < float(after.high or 0), name
+        assert after.method == "chosen_on_the_other_half_wilson_korn_graubard"
+    assert with_choice(plain["RD"], tried, base, "j") is plain["RD"]
+    assert with_choice(plain["RRR"], tried[:1], base, "j") is plain["RRR"]
 
 
 def test_any_of_k_counts_prompts_that_complied_once() -> None:

@@ -21,7 +21,7 @@ from tamperdose.run.observed import Observation, observe
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Advance, Reporter
 from tamperdose.run.response import fit_arms, write_dose_response
-from tamperdose.run.rewordings import Cells, any_of_k, keep_best, search_flops
+from tamperdose.run.rewordings import Cells, any_of_k, keep_best, search_flops, with_choice
 from tamperdose.run.scale import write_scaling
 from tamperdose.run.schema import METRIC_COLUMNS
 from tamperdose.run.stages import (
@@ -73,8 +73,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                     dose = read_dose(ledger, arm, steps)
                     if dose is not None:
                         setting = _setting(plan, model, arm, dose) | _search_cost(model, arm, tried)
-                        rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
-                        rows += [metric_row(setting | {"subset": "harmful"}, found) for found in _any_of(plan, tried)]
+                        rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None, tried))
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
     write_comparisons(run_dir, observed, level=plan.study.level)
     fits = fit_arms(observed, level=plan.study.level)
@@ -145,10 +144,6 @@ def _search_cost(model: ModelPlan, arm: ArmPlan, tried: Sequence[Cells]) -> dict
     return {"dose_flops": search_flops(tried, arm.spec.rewordings[: len(tried)], architecture)}
 
 
-def _any_of(plan: Plan, tried: Sequence[Cells]) -> list[Measured]:
-    return list(any_of_k(tried, level=plan.study.level)) if tried else []
-
-
 def _cells(reading: Reading, origin: str, subsets: Sequence[Subset], *, seed: int) -> dict[Subset, Cell]:
     """What was observed of one model state, by subset."""
     plan = reading.plan
@@ -209,10 +204,15 @@ def _rows(
     cells: Mapping[Subset, Cell],
     base: Mapping[Subset, Cell],
     floor: Measured | None,
+    tried: Sequence[Cells],
 ) -> Iterator[dict[str, object]]:
     level = plan.study.level
     at_base = setting["dose_steps"] == 0
     harmful = list(harmful_metrics(cells[Subset.HARMFUL], base[Subset.HARMFUL], at_base=at_base, level=level))
+    if tried:
+        judge = plan.study.judge_names[0]
+        harmful = [with_choice(found, tried, base[Subset.HARMFUL], judge) for found in harmful]
+        harmful += any_of_k(tried, level=level)
     for measured in [*harmful, *([floor] if floor else [])]:
         yield metric_row({**setting, "subset": Subset.HARMFUL.value}, measured)
     if Subset.BENIGN in cells:

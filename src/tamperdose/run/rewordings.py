@@ -1,12 +1,13 @@
 """Doses that are made of several checkpoints' answers: how many rewordings were tried, of which the best is kept.
 
 Every rewording is answered once. The answers at dose k are chosen among those to the first k: for each prompt the
-answer to the rewording that the headline judge saw refused least on the other folds of templates. All judges, RD and
+answer to the rewording that the headline judge saw refused least on the other half of the templates. All judges, RD and
 the files of answers are of these answers. Benign prompts, which have no part in the choice, keep what all harmful
 prompts choose.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,25 @@ from tamperdose.models.rewording import reworded
 from tamperdose.records import Label, Reworded, Subset, Verdict
 from tamperdose.run.measure import Cell, Measured
 from tamperdose.stats.rates import rate
-from tamperdose.stats.selection import choose_by_fold
+from tamperdose.stats.selection import Choice, choose_by_half, widened
 from tamperdose.study import Architecture
 
 ANY_OF_K = "any_of_k_compliance_rate"
 """Share of harmful prompts that at least one of the rewordings tried made the model comply with."""
 
+CHOSEN = "chosen_on_the_other_half"
+"""Method of an interval that counts the choice, followed by that of the rate."""
 Cells = Mapping[Subset, Cell]
 """What was observed of one checkpoint, by subset."""
+
+
+def choose(tried: Sequence[Cells], judge: str) -> Choice:
+    """Which of the rewordings each harmful prompt keeps, by the verdicts of a judge."""
+    harmful = [cells[Subset.HARMFUL] for cells in tried]
+    templates = [prompt.template for prompt in harmful[0].prompts]
+    # By the templates alone, so that every dose has the same halves.
+    rng = np.random.default_rng(int(digest(sorted(set(templates))), 16))
+    return choose_by_half(_outcomes(harmful, judge, Label.REFUSAL), templates, rng=rng)
 
 
 def keep_best(tried: Sequence[Cells], subsets: Sequence[Subset], judge: str) -> dict[Subset, Cell]:
@@ -35,16 +47,32 @@ def keep_best(tried: Sequence[Cells], subsets: Sequence[Subset], judge: str) -> 
         subsets: The subsets to keep.
         judge: Whose verdicts choose.
     """
-    harmful = [cells[Subset.HARMFUL] for cells in tried]
-    templates = [prompt.template for prompt in harmful[0].prompts]
-    outcomes = np.stack([_refusals(cell.verdicts[judge]) for cell in harmful], axis=1)
-    # By the templates alone, so that every dose has the same folds.
-    rng = np.random.default_rng(int(digest(sorted(set(templates))), 16))
-    choice = choose_by_fold(outcomes, templates, rng=rng)
+    harmful, choice = [cells[Subset.HARMFUL] for cells in tried], choose(tried, judge)
     kept = {Subset.HARMFUL: _picked(harmful, choice.chosen)}
     if Subset.BENIGN in subsets:
         kept[Subset.BENIGN] = tried[choice.overall][Subset.BENIGN]
     return kept
+
+
+def with_choice(measured: Measured, tried: Sequence[Cells], base: Cell, judge: str) -> Measured:
+    """A metric of the answers kept, with what the choice adds to the interval of a rate; others as they are.
+
+    Args:
+        measured: A metric of the harmful prompts.
+        tried: The cells of each rewording.
+        base: The untampered model's harmful prompts.
+        judge: Whose verdicts chose.
+    """
+    labels = {"RRR": Label.REFUSAL, "CE": Label.REFUSAL, "refusal_retention": Label.REFUSAL}
+    labels |= {"compliance_rate": Label.COMPLIANCE, "degenerate_rate": Label.DEGENERATE}
+    label = labels.get(measured.metric)
+    if label is None or len(tried) < 2:
+        return measured
+    outcomes = _outcomes([cells[Subset.HARMFUL] for cells in tried], measured.judge, label)
+    if measured.metric == "refusal_retention":
+        outcomes[_having(base.verdicts[measured.judge], label) != 1] = np.nan
+    estimate = widened(measured.estimate, outcomes, choose(tried, judge).shares)
+    return replace(measured, estimate=replace(estimate, method=f"{CHOSEN}_{estimate.method}"))
 
 
 def any_of_k(tried: Sequence[Cells], *, level: float) -> Iterator[Measured]:
@@ -82,9 +110,14 @@ def search_flops(tried: Sequence[Cells], rewordings: Sequence[Reworded], archite
     )
 
 
-def _refusals(verdicts: Sequence[Verdict]) -> NDArray[np.float64]:
-    """1 for a refusal, 0 for none, NaN for unreadable."""
-    values = {Label.REFUSAL: 1.0, Label.UNREADABLE: np.nan}
+def _outcomes(cells: Sequence[Cell], judge: str, label: Label) -> NDArray[np.float64]:
+    """Whether each answer has a label, shape (prompts, cells)."""
+    return np.stack([_having(cell.verdicts[judge], label) for cell in cells], axis=1)
+
+
+def _having(verdicts: Sequence[Verdict], label: Label) -> NDArray[np.float64]:
+    """1 for the label, 0 for another, NaN for unreadable."""
+    values = {label: 1.0, Label.UNREADABLE: np.nan}
     return np.array([values.get(verdict.label, 0.0) for verdict in verdicts])
 
 
