@@ -68,6 +68,8 @@ class ArmReadings:
     """The harmful prompts that controls are asked."""
     controls: Sequence[tuple[ControlState, _Labels]]
     """Every control's labels of these."""
+    doses: Sequence[int]
+    """The attack's doses beside which controls stand."""
     utility: Mapping[int, Mapping[str, Estimate]]
     """Relative loss of utility by dose and measure; a dose that is not there was not measured."""
 
@@ -186,8 +188,7 @@ def _named(arm: ArmReadings) -> _Row:
 def _control_rows(arm: ArmReadings, level: float) -> Iterator[_Row]:
     base = _part(arm, arm.labels[0][Subset.HARMFUL])
     yield from _state_rows(arm, ("base", 0, ""), [base], level)
-    doses = sorted({state.steps for state, _ in arm.controls if state.steps > 0})
-    for steps in doses:
+    for steps in arm.doses:
         yield from _state_rows(arm, ("attack", steps, ""), [_part(arm, arm.labels[steps][Subset.HARMFUL])], level)
     for state, labels in arm.controls:
         yield from _state_rows(arm, (state.control.value, state.steps, str(state.draw or "")), [labels], level)

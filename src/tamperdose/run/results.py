@@ -11,7 +11,14 @@ from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import find_architecture
 from tamperdose.records import NO_DOSE, Dose, Label, Subset, Verdict
 from tamperdose.run.compare import write_comparisons
-from tamperdose.run.controls import ControlState, arm_states, base_states, control_answers, control_prompts
+from tamperdose.run.controls import (
+    ControlState,
+    arm_states,
+    base_states,
+    control_answers,
+    control_doses,
+    control_prompts,
+)
 from tamperdose.run.costs import Clock, write_costs
 from tamperdose.run.gates import ArmReadings, gate_arm, labels_of, write_controls, write_gate
 from tamperdose.run.key_doses import judged, subsets_asked
@@ -196,7 +203,8 @@ def _readings(
     states = [*base_states(plan, model), *arm_states(plan, ledger, model, arm)]
     controls = [(state, labels_of(_control_verdicts(reading, state))) for state in states]
     judge = plan.study.judge_names[0]
-    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, utility={})
+    doses = control_doses(plan, ledger, arm) or ()
+    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, utility={})
 
 
 def _control_verdicts(reading: Reading, state: ControlState) -> list[Verdict]:
