@@ -91,12 +91,15 @@ def arm_states(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan) -> li
 def count_states(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan) -> int:
     """How many states are still to be measured, as far as can be told; the training of `benign` counts as one more."""
     if control_doses(plan, ledger, arm) is None:
-        last = arm_doses(plan, ledger, arm)[-1]
-        n_doses = min(MOST_DOSES, len(arm.doses))
-        found = _states_at(plan, model, arm, last)
-        return n_doses * len(found) + any(state.control is Control.BENIGN for state in found)
+        trains = benign_arm(plan, model, arm, arm.doses) is not None
+        return most_states(plan, model, arm, arm_doses(plan, ledger, arm)) + trains
     left = missing_states(ledger, arm_states(plan, ledger, model, arm))
     return len(left) + any(state.control is Control.BENIGN for state in left)
+
+
+def most_states(plan: Plan, model: ModelPlan, arm: ArmPlan, doses: Sequence[int]) -> int:
+    """How many states there are beside an arm, at most: until its doses are measured, two are taken to be wanted."""
+    return min(MOST_DOSES, len(doses)) * len(_states_at(plan, model, arm, doses[-1]))
 
 
 def missing_states(ledger: Ledger, states: Sequence[ControlState]) -> list[ControlState]:
