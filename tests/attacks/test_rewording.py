@@ -16,7 +16,7 @@ from tamperdose.models.load import ChatModel
 from tamperdose.models.rewording import RewordedGenerator, reworded
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Reworded, Subset, Verdict
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import dose_draws, missing_doses, missing_states
+from tamperdose.run.local import dose_draws, missing_checkpoints, missing_doses
 from tamperdose.run.measure import Cell, harmful_metrics
 from tamperdose.run.rewordings import any_of_k, keep_best, search_flops, with_choice
 from tamperdose.run.schema import read_metrics
@@ -166,9 +166,9 @@ def test_a_study_keeps_the_best_of_those_tried(tmp_path: Path, tiny_folders: dic
     arm = plan.models[0].arms[0]
     ledger = Ledger(path.parent / "results" / "ledger")
     assert missing_doses(plan, ledger, arm) == [1, 3]
-    assert missing_states(plan, ledger, arm) == [1, 2, 3]
+    assert missing_checkpoints(plan, ledger, arm) == [1, 2, 3]
     run = run_study(path)
-    assert missing_doses(plan, ledger, arm) == missing_states(plan, ledger, arm) == []
+    assert missing_doses(plan, ledger, arm) == missing_checkpoints(plan, ledger, arm) == []
     frame = read_metrics(run / "metrics.csv")
     doses = frame.groupby("attack")["dose_steps"].unique().map(sorted).to_dict()
     assert doses == {"paraphrase": [0, 1, 3], "system_prompt": [0, 1, 2]}

@@ -43,7 +43,7 @@ def arm_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
     return arm.doses if found is None else tuple(json.loads(found.read_text(encoding="utf-8")))
 
 
-def arm_states(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
+def arm_checkpoints(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
     """The checkpoints of an arm whose answers its doses are made of, increasing."""
     return tuple(sorted({state for steps in arm_doses(plan, ledger, arm) for state in arm.states(steps)}))
 

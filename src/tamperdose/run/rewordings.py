@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tamperdose.files import digest
 from tamperdose.models.flops import about_tokens, generation_flops
 from tamperdose.models.rewording import reworded
-from tamperdose.records import Label, Reworded, Subset, Verdict
+from tamperdose.records import Label, Prompt, Reworded, Subset, Verdict
 from tamperdose.run.measure import Cell, Measured
 from tamperdose.stats.rates import rate
 from tamperdose.stats.selection import Choice, choose_by_half, widened
@@ -33,10 +33,19 @@ Cells = Mapping[Subset, Cell]
 def choose(tried: Sequence[Cells], judge: str) -> Choice:
     """Which of the rewordings each harmful prompt keeps, by the verdicts of a judge."""
     harmful = [cells[Subset.HARMFUL] for cells in tried]
-    templates = [prompt.template for prompt in harmful[0].prompts]
+    return _choice([cell.verdicts[judge] for cell in harmful], harmful[0].prompts)
+
+
+def kept_verdicts(tried: Sequence[Sequence[Verdict]], prompts: Sequence[Prompt]) -> list[Verdict]:
+    """One judge's verdicts on the answers kept, chosen by them: of the verdicts on each rewording's answers."""
+    return [tried[which][place] for place, which in enumerate(_choice(tried, prompts).chosen)]
+
+
+def _choice(tried: Sequence[Sequence[Verdict]], prompts: Sequence[Prompt]) -> Choice:
+    templates = [prompt.template for prompt in prompts]
     # By the templates alone, so that every dose has the same halves.
     rng = np.random.default_rng(int(digest(sorted(set(templates))), 16))
-    return choose_by_half(_outcomes(harmful, judge, Label.REFUSAL), templates, rng=rng)
+    return choose_by_half(_outcomes(tried, Label.REFUSAL), templates, rng=rng)
 
 
 def keep_best(tried: Sequence[Cells], subsets: Sequence[Subset], judge: str) -> dict[Subset, Cell]:
@@ -68,7 +77,7 @@ def with_choice(measured: Measured, tried: Sequence[Cells], base: Cell, judge: s
     label = labels.get(measured.metric)
     if label is None or len(tried) < 2:
         return measured
-    outcomes = _outcomes([cells[Subset.HARMFUL] for cells in tried], measured.judge, label)
+    outcomes = _outcomes([cells[Subset.HARMFUL].verdicts[measured.judge] for cells in tried], label)
     if measured.metric == "refusal_retention":
         outcomes[_having(base.verdicts[measured.judge], label) != 1] = np.nan
     estimate = widened(measured.estimate, outcomes, choose(tried, judge).shares)
@@ -110,9 +119,9 @@ def search_flops(tried: Sequence[Cells], rewordings: Sequence[Reworded], archite
     )
 
 
-def _outcomes(cells: Sequence[Cell], judge: str, label: Label) -> NDArray[np.float64]:
-    """Whether each answer has a label, shape (prompts, cells)."""
-    return np.stack([_having(cell.verdicts[judge], label) for cell in cells], axis=1)
+def _outcomes(tried: Sequence[Sequence[Verdict]], label: Label) -> NDArray[np.float64]:
+    """Whether each answer has a label, shape (prompts, rewordings)."""
+    return np.stack([_having(verdicts, label) for verdicts in tried], axis=1)
 
 
 def _having(verdicts: Sequence[Verdict], label: Label) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from tamperdose.study.attacks import (
     TrainingSpec,
     default_alpha,
 )
+from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.judges import (
     AnyJudge,
     ExactJudge,
@@ -46,11 +47,13 @@ __all__ = [
     "AnyJudge",
     "Architecture",
     "AttackSpec",
+    "Controls",
     "Decoding",
     "DirectionSpec",
     "DoseSearch",
     "ExactJudge",
     "FullSpec",
+    "GateLimits",
     "GuardFamily",
     "GuardJudge",
     "HfEngine",
