@@ -138,9 +138,10 @@ def choose_by_half(
     Of candidates that do not differ it is their common rate, whatever their number, while the lowest rate on the
     prompts it was chosen on falls with their number. Ties go to the first candidate, so that one more that changes
     nothing changes no choice. Unlike :func:`worst_case`, which averages over many splits, each prompt keeps one
-    candidate, so that there is an answer to read; the price is that another split might have chosen otherwise, which :func:`widened`
-    adds to an interval. Halves and not more folds: with those the choices overlap, and the rate varies more (simulated:
-    standard deviation 0.052, 0.065 and 0.069 with 2, 5 and 10 folds for 8 equal candidates at 0.6 on 120 prompts).
+    candidate, so that there is an answer to read; the price is that another split might have chosen otherwise, which
+    :func:`widened` adds to an interval. Halves and not more folds: with those the choices overlap, and the rate varies
+    more (simulated: standard deviation 0.052, 0.065 and 0.069 with 2, 5 and 10 folds for 8 equal candidates at 0.6 on
+    120 prompts).
     Unreadable outcomes are NaN; a candidate without a readable one in the choosing half is not chosen. Fewer than 4
     templates: no choice, the first candidate. n = 0: none.
 
