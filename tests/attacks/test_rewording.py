@@ -196,7 +196,8 @@ def test_benign_prompts_are_asked_under_every_rewording_of_the_last_dose(tmp_pat
     run = run_study(write_study(tmp_path, attack={**PATTERNS, "doses": [1, 3]}, prompts=prompts))
     frame = read_metrics(run / "metrics.csv")
     doses = frame.groupby("metric")["dose_steps"].unique().map(sorted).to_dict()
-    assert doses["over_refusal_rate"] == [0, 3]
+    # At the ends, and at the doses that the break lies between.
+    assert {0, 3} <= set(doses["over_refusal_rate"])
     assert doses["RRR"] == [0, 1, 3]
 
 
