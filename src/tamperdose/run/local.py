@@ -20,6 +20,7 @@ from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Reporter
 from tamperdose.run.results import find_answers, write_results
 from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, judge_answers, read_dose
+from tamperdose.run.utility import file_scores, find_probes, missing_utility, utility_inputs
 from tamperdose.study import Decoding
 
 
@@ -91,9 +92,14 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     """The stages of one model; an organism whose answers are all there need not be trained for them."""
     count = sum(not _done(ledger, draw) for draw in base_draws(plan, model))
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
+    count += len(missing_utility(plan, ledger, model))
     for arm in model.arms:
-        missing = missing_doses(plan, ledger, arm)
-        count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        missing, probed = missing_doses(plan, ledger, arm), missing_utility(plan, ledger, model, arm)
+        count += (
+            bool(missing or probed)
+            + len(probed)
+            + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        )
     return count + (count > 0 and untrained(model) is not None)
 
 
@@ -155,8 +161,10 @@ def _run_model(session: Session, model: ModelPlan) -> None:
     _defend(session, model, backend)
     for draw in base_draws(session.plan, model):
         _generate(session, draw, backend, where=f"{model.spec.label}: dose 0")
+    if missing_utility(session.plan, session.ledger, model):
+        _probe(session, model, backend)
     for arm in model.arms:
-        _run_arm(session, arm, backend)
+        _run_arm(session, model, arm, backend)
 
 
 def _train_base(session: Session, model: ModelPlan) -> None:
@@ -184,18 +192,21 @@ def _defend(session: Session, model: ModelPlan, backend: Backend) -> None:
         backend.use_defence(adapter)
 
 
-def _run_arm(session: Session, arm: ArmPlan, backend: Backend) -> None:
+def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend) -> None:
     plan, ledger = session.plan, session.ledger
     # Under the key, too: the id names what differs within a study, not the data or the batch size.
     keep_in = session.run_dir / "adapters" / arm.id / arm.key if plan.study.keep_adapters else None
     missing = missing_doses(plan, ledger, arm)
     kept = keep_in is None or all(is_exported(keep_in, steps) for steps in arm_doses(plan, ledger, arm))
-    if missing or not kept or not is_searched(plan, ledger, arm):
+    probed = missing_utility(plan, ledger, model, arm)
+    if missing or probed or not kept or not is_searched(plan, ledger, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
             _measure(session, arm, backend, checkpoints[steps])
         if not is_searched(plan, ledger, arm):
             _search(session, arm, backend, checkpoints)
+        for steps in missing_utility(plan, ledger, model, arm):
+            _probe(session, model, backend, arm=arm, checkpoint=checkpoints[steps])
         if keep_in is not None:
             export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
     # Tampered weights go once they are measured; after a kill, here on the next run.
@@ -256,6 +267,26 @@ def _generate(
         backend.generator(checkpoint) as generator,
     ):
         generate(session.ledger, draw, generator, prompts, on_progress=advance)
+
+
+def _probe(
+    session: Session,
+    model: ModelPlan,
+    backend: Backend,
+    *,
+    arm: ArmPlan | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Measure the utility of the base, or of a checkpoint of an arm."""
+    probes = find_probes(session.plan, model)
+    if probes is None:
+        return
+    steps = 0 if checkpoint is None else checkpoint.dose.steps
+    inputs = utility_inputs(model, probes, arm, steps)
+    n_items = len(probes.texts) + len(probes.questions)
+    with session.reporter.timed(f"{arm.id if arm else model.spec.label}: dose {steps}, utility", n_items) as advance:
+        file_scores(session.ledger, stage_key("utility", inputs), backend.utility(checkpoint, probes), inputs)
+        advance(n_items)
 
 
 def _write_timings(session: Session) -> None:

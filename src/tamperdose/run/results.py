@@ -32,6 +32,7 @@ from tamperdose.run.stages import (
     read_dose,
     read_seconds,
 )
+from tamperdose.run.utility import utility_metrics
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
 """Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
@@ -71,6 +72,8 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                     if dose is not None:
                         setting = _setting(plan, model, arm, dose)
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
+                        utility = utility_metrics(plan, ledger, model, arm, steps)
+                        rows += [metric_row({**setting, "subset": Subset.BENIGN.value}, found) for found in utility]
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
     write_comparisons(run_dir, observed, level=plan.study.level)
     fits = fit_arms(observed, level=plan.study.level)
