@@ -89,7 +89,7 @@ def subsets_asked(plan: Plan, ledger: Ledger, arm: ArmPlan, steps: int) -> list[
 def wants_key_doses(plan: Plan) -> bool:
     """Whether anything of a study is measured at key doses alone."""
     ends = plan.study.prompts.benign_at == "ends" and Subset.BENIGN in plan.subsets()
-    return ends or plan.controls is not None
+    return ends or plan.controls is not None or plan.study.utility is not None
 
 
 def _key(plan: Plan, ledger: Ledger, arm: ArmPlan) -> str:
