@@ -37,6 +37,7 @@ from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Reporter
 from tamperdose.run.results import write_results
 from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, read_dose
+from tamperdose.run.utility import file_scores, find_probes, missing_utility, utility_inputs
 from tamperdose.study import Decoding
 
 
@@ -108,11 +109,11 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     """The stages of one model; an organism whose answers are all there need not be trained for them."""
     count = sum(not _done(ledger, draw) for draw in base_draws(plan, model))
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
-    count += len(missing_states(ledger, base_states(plan, model)))
+    count += len(missing_states(ledger, base_states(plan, model))) + len(missing_utility(plan, ledger, model))
     for arm in model.arms:
-        missing = missing_doses(plan, ledger, arm)
-        count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
-        count += count_states(plan, ledger, model, arm) + len(_late_draws(plan, ledger, arm))
+        missing, later = missing_doses(plan, ledger, arm), _n_later(plan, ledger, model, arm)
+        count += bool(missing or later) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        count += later + count_states(plan, ledger, model, arm)
     return count + (count > 0 and untrained(model) is not None)
 
 
@@ -189,6 +190,8 @@ def _run_model(session: Session, model: ModelPlan) -> None:
         _generate(session, draw, backend, where=f"{model.spec.label}: dose 0")
     for state in missing_states(session.ledger, base_states(session.plan, model)):
         _control(session, state, backend, where=model.spec.label)
+    if missing_utility(session.plan, session.ledger, model):
+        _probe(session, model, backend)
     for arm in model.arms:
         _run_arm(session, model, arm, backend)
         _run_controls(session, model, arm, backend)
@@ -227,8 +230,8 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
     kept = keep_in is None or all(is_exported(keep_in, steps) for steps in arm_doses(plan, ledger, arm))
     if not missing and is_searched(plan, ledger, arm):
         _settle(session, model, arm)
-    late = bool(_late_draws(plan, ledger, arm)) or lacks_sizes(plan, ledger, arm)
-    if missing or late or not kept or not is_searched(plan, ledger, arm):
+    later = _n_later(plan, ledger, model, arm) > 0 or lacks_sizes(plan, ledger, arm)
+    if missing or later or not kept or not is_searched(plan, ledger, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
             _measure(session, arm, backend, checkpoints[steps])
@@ -236,6 +239,8 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
             _search(session, model, arm, backend, checkpoints)
         _settle(session, model, arm)
         _measure_late(session, arm, backend, checkpoints)
+        for steps in missing_utility(plan, ledger, model, arm):
+            _probe(session, model, backend, arm=arm, checkpoint=checkpoints[steps])
         if keep_in is not None:
             export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
     # Tampered weights go once they are measured; after a kill, here on the next run.
@@ -252,7 +257,12 @@ def _settle(session: Session, model: ModelPlan, arm: ArmPlan) -> None:
 
 def _n_after_settling(session: Session, model: ModelPlan, arm: ArmPlan) -> int:
     plan, ledger = session.plan, session.ledger
-    return count_states(plan, ledger, model, arm) + len(_late_draws(plan, ledger, arm))
+    return count_states(plan, ledger, model, arm) + _n_later(plan, ledger, model, arm)
+
+
+def _n_later(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan) -> int:
+    """How much is still to be measured of an arm's own weights once its doses are answered, as far as can be told."""
+    return len(_late_draws(plan, ledger, arm)) + len(missing_utility(plan, ledger, model, arm))
 
 
 def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -370,6 +380,26 @@ def _generate(
         backend.generator(checkpoint) as generator,
     ):
         generate(session.ledger, draw, generator, prompts, on_progress=advance)
+
+
+def _probe(
+    session: Session,
+    model: ModelPlan,
+    backend: Backend,
+    *,
+    arm: ArmPlan | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Measure the utility of the base, or of a checkpoint of an arm."""
+    probes = find_probes(session.plan, model)
+    if probes is None:
+        return
+    steps = 0 if checkpoint is None else checkpoint.dose.steps
+    inputs = utility_inputs(model, probes, arm, steps)
+    n_items = len(probes.texts) + len(probes.questions)
+    with session.reporter.timed(f"{arm.id if arm else model.spec.label}: dose {steps}, utility", n_items) as advance:
+        file_scores(session.ledger, stage_key("utility", inputs), backend.utility(checkpoint, probes), inputs)
+        advance(n_items)
 
 
 def _write_timings(session: Session) -> None:

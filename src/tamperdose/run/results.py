@@ -42,6 +42,7 @@ from tamperdose.run.stages import (
     read_dose,
     read_seconds,
 )
+from tamperdose.run.utility import utility_losses, utility_metrics
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
 """Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
@@ -84,6 +85,8 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                     if dose is not None:
                         setting = _setting(plan, model, arm, dose)
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
+                        utility = utility_metrics(plan, ledger, model, arm, steps)
+                        rows += [metric_row({**setting, "subset": Subset.BENIGN.value}, found) for found in utility]
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
                 folder = run_dir / "outputs" / arm.id / "controls"
                 setting = _setting(plan, model, arm, NO_DOSE)
@@ -204,7 +207,8 @@ def _readings(
     controls = [(state, labels_of(_control_verdicts(reading, state))) for state in states]
     judge = plan.study.judge_names[0]
     doses = control_doses(plan, ledger, arm) or ()
-    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, utility={})
+    utility = {steps: utility_losses(plan, ledger, model, arm, steps) for steps in labels if steps > 0}
+    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, utility)
 
 
 def _control_verdicts(reading: Reading, state: ControlState) -> list[Verdict]:

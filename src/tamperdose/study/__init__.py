@@ -39,8 +39,10 @@ from tamperdose.study.models import (
 from tamperdose.study.study import (
     Study,
 )
+from tamperdose.study.utility import AUTO, Utility
 
 __all__ = [
+    "AUTO",
     "AnyJudge",
     "Architecture",
     "AttackSpec",
@@ -61,6 +63,7 @@ __all__ = [
     "RefusalTuning",
     "ScriptedEngine",
     "Study",
+    "Utility",
     "default_alpha",
     "find_source",
     "is_local",
