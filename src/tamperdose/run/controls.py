@@ -21,7 +21,7 @@ from tamperdose.records import Checkpoint, Completion, Projection, Prompt, Subse
 from tamperdose.run.key_doses import find_bracket, find_key_doses
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger, stage_key
-from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key, rows_digest
+from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key, control_source, rows_digest
 from tamperdose.run.stages import Answers, Draw
 from tamperdose.study import Decoding
 
@@ -109,10 +109,10 @@ def missing_states(ledger: Ledger, states: Sequence[ControlState]) -> list[Contr
 
 def benign_arm(plan: Plan, model: ModelPlan, arm: ArmPlan, doses: tuple[int, ...]) -> ArmPlan | None:
     """The same training on harmless rows; None where there is none, or the arm is such a training itself."""
-    controls, attack = plan.controls, arm.attack
-    if controls is None or controls.benign is None or not isinstance(attack, LoraAttack) or attack.kind != "lora":
+    source, attack = control_source(plan.study, model.spec), arm.attack
+    if source is None or not isinstance(attack, LoraAttack) or attack.kind != "lora":
         return None
-    rows = plan.data.examples[controls.benign]
+    rows = plan.data.examples[source]
     n_examples = min(attack.n_examples or len(arm.rows.attack), len(rows))
     same = replace(attack, kind="benign", n_examples=n_examples, n_poisoned=attack.batch_size)
     inputs = {"base": model.key, "attack": same.identity(), "data": rows_digest(rows)}
