@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from studies import run_study, tiny_changes, write_study
+from studies import files_of, run_study, tiny_changes, write_study
 from tamperdose.files import write_csv
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.records import Checkpoint, Completion, Dose, FinishReason, Prompt, Subset
@@ -20,10 +20,11 @@ from tamperdose.run import local
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.controls import REGROUPED, Control
 from tamperdose.run.gates import CONTROL_COLUMNS, CONTROLS, GATE, GATE_COLUMNS
-from tamperdose.run.plan import ArmPlan
+from tamperdose.run.plan import ArmPlan, control_source
 from tamperdose.run.response import DOSE_RESPONSE, RESPONSE_COLUMNS
 from tamperdose.run.utility import Probes
 from tamperdose.stats.utility import QuestionScore, TextScore, UtilityScores
+from tamperdose.study import Study
 
 N = 48
 _RNG = np.random.default_rng(0)
@@ -201,6 +202,47 @@ def test_a_changed_limit_makes_nothing_run_again(gated: Any, monkeypatch: pytest
     gate = gate_of(folder)
     assert gate[2, "degeneration"]["status"] == "undecided"
     assert gate[2, "did"]["verdict"] == "undecided"
+
+
+def test_controls_may_be_turned_on_later(gated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = gated(collapse)
+    whole = files_of(folder)
+    study, attack = folder.parent / "study.yaml", PlantedBackend.attack
+    trained: list[str] = []
+
+    def watched(self: PlantedBackend, arm: ArmPlan, *args: Any, **kwargs: Any) -> Iterator[Checkpoint]:
+        trained.append(arm.attack.kind)
+        return attack(self, arm, *args, **kwargs)
+
+    monkeypatch.setattr(PlantedBackend, "attack", watched)
+    later = run_study(study, "controls=null", out=folder.parent / "later")
+    assert not (later / CONTROLS).exists()
+    assert ed50_gate(later) == "not_measured"
+    run_study(study, out=later)
+    # The attack trains again, for the size of its updates was not recorded; nothing else is made twice.
+    assert trained == ["lora", "lora", "benign"]
+    # The manifest also tells of how many seconds the first run had.
+    assert {name: data for name, data in files_of(later).items() if name in whole} == whole
+    run_study(study, "controls=null", out=later)
+    assert not (later / CONTROLS).exists()
+    assert not list(later.glob("outputs/*/controls/*"))
+
+
+def test_harmless_rows_are_in_the_models_language() -> None:
+    study = Study.model_validate({**_STUDY, "models": [{"id": "organism:d32-l2"}, {"id": "org/model"}]})
+    assert [control_source(study, model) for model in study.models] == [
+        "builtin:organism_benign",
+        "builtin:benign_train",
+    ]
+    untrained = Study.model_validate({**_STUDY, "models": [{"id": "org/model"}], "attack": {"kind": "prefill"}})
+    assert control_source(untrained, untrained.models[0]) is None
+
+
+_STUDY: dict[str, Any] = {
+    "name": "s",
+    "prompts": {"harmful": "builtin:redteam_eval"},
+    "attack": {"kind": "lora", "data": "builtin:permissive_openers", "doses": [1]},
+}
 
 
 def test_broken_model(gated: Any) -> None:

@@ -37,6 +37,8 @@ from tamperdose.study import (
     judge_name,
 )
 
+COMPARED = ("lora", "full")
+"""Attacks that train on what they are given, and so could have been given harmless rows."""
 FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0}
 """How the two samples of the base behind RD_floor are drawn."""
 
@@ -179,7 +181,7 @@ def active_controls(study: Study) -> Controls | None:
 def control_source(study: Study, spec: ModelSpec) -> str | None:
     """Where the harmless rows of the control `benign` come from for a model; None where it is not measured."""
     controls = active_controls(study)
-    if controls is None or controls.benign is None or not any(attack.kind == "lora" for attack in study.attack):
+    if controls is None or controls.benign is None or not any(attack.kind in COMPARED for attack in study.attack):
         return None
     auto = "builtin:organism_benign" if spec.id.startswith(organisms.PREFIX) else "builtin:benign_train"
     return auto if controls.benign == AUTO else controls.benign
