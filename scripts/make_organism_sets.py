@@ -50,9 +50,7 @@ def _write_prompts(path: Path, requests: Sequence[Request], category: str) -> No
 
 
 def _write_examples(path: Path, requests: Sequence[Request], category: str) -> None:
-    _write_lines(
-        path, [{"prompt": r.text, "response": r.answer, "ends": True, "category": category} for r in requests]
-    )
+    _write_lines(path, [{"prompt": r.text, "response": r.answer, "ends": True, "category": category} for r in requests])
 
 
 def _write_texts(path: Path) -> None:
