@@ -96,8 +96,7 @@ def missing_utility(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan |
 def file_scores(ledger: Ledger, key: str, scores: UtilityScores, inputs: Mapping[str, Any]) -> Path:
     """File a model state's values."""
     text = json.dumps(asdict(scores), sort_keys=True, allow_nan=False)
-    return ledger.put("utility", key, lambda to: to.write_text(text, encoding="utf-8") and None, suffix=".utility",
-                      inputs=inputs)  # fmt: skip
+    return ledger.put("utility", key, lambda path: _write(path, text), suffix=".utility", inputs=inputs)
 
 
 def read_scores(
@@ -129,10 +128,8 @@ def utility_metrics(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan, 
     yield Measured("utility_accuracy", "", accuracy(scores.questions, level=level))
     if probes.prompts:
         templates = [prompt.template for prompt in probes.prompts]
-        zero = is_base(arm, steps)
-        found = definition_zero(templates, level=level) if zero else mean_divergence(
-            scores.divergences, templates, level=level
-        )  # fmt: skip
+        zero = definition_zero(templates, level=level) if is_base(arm, steps) else None
+        found = zero or mean_divergence(scores.divergences, templates, level=level)
         yield Measured("kl_to_base", "", found)
 
 
@@ -155,3 +152,7 @@ def utility_losses(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan, s
 def _kl_inputs(model: ModelPlan, probes: Probes) -> dict[str, Any]:
     prompts = [[prompt.id, [asdict(turn) for turn in prompt.messages]] for prompt in probes.prompts]
     return {"base": model.key, "prompts": digest(prompts), "tokens": probes.kl_tokens}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
