@@ -13,6 +13,7 @@ from tamperdose.models.organisms import Organism, is_trained, parse_organism, tr
 from tamperdose.records import Checkpoint, Subset, Verdict
 from tamperdose.run.audit import audit_run
 from tamperdose.run.backends import Backend, export_adapter, is_exported, open_backend
+from tamperdose.run.inside import measure_base, measure_dose, missing_inside
 from tamperdose.run.ladder import arm_doses, choose_next, file_ladder, is_searched
 from tamperdose.run.ledger import Ledger, locked, stage_key, sweep
 from tamperdose.run.manifest import check_folder, record_answers, write_manifest
@@ -93,7 +94,9 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
     for arm in model.arms:
         missing = missing_doses(plan, ledger, arm)
-        count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        inside = missing_inside(plan, ledger, model, arm)
+        count += bool(missing or inside) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        count += bool(inside)
     return count + (count > 0 and untrained(model) is not None)
 
 
@@ -190,12 +193,14 @@ def _run_arm(session: Session, arm: ArmPlan, backend: Backend) -> None:
     keep_in = session.run_dir / "adapters" / arm.id / arm.key if plan.study.keep_adapters else None
     missing = missing_doses(plan, ledger, arm)
     kept = keep_in is None or all(is_exported(keep_in, steps) for steps in arm_doses(plan, ledger, arm))
-    if missing or not kept or not is_searched(plan, ledger, arm):
+    model = next(model for model in plan.models if arm in model.arms)
+    if missing or not kept or not is_searched(plan, ledger, arm) or missing_inside(plan, ledger, model, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
             _measure(session, arm, backend, checkpoints[steps])
         if not is_searched(plan, ledger, arm):
             _search(session, arm, backend, checkpoints)
+        _look_inside(session, model, arm, backend, checkpoints)
         if keep_in is not None:
             export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
     # Tampered weights go once they are measured; after a kill, here on the next run.
@@ -209,6 +214,20 @@ def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Check
         file_dose(session.ledger, arm, checkpoint)
     for draw in dose_draws(session.plan, arm, steps):
         _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoint)
+
+
+def _look_inside(
+    session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]
+) -> None:
+    """Read the states of the untampered model and of the checkpoints at the doses wanted."""
+    plan, ledger = session.plan, session.ledger
+    missing = missing_inside(plan, ledger, model, arm)
+    if missing:
+        with session.reporter.timed(f"{arm.id}: states inside, doses", len(missing)) as advance:
+            measure_base(plan, ledger, model, backend)
+            for steps in missing:
+                measure_dose(plan, ledger, arm, backend, checkpoints[steps])
+                advance(1)
 
 
 def _search(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:

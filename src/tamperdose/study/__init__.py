@@ -12,6 +12,7 @@ from tamperdose.study.attacks import (
     PrefillSpec,
     default_alpha,
 )
+from tamperdose.study.inside import Inside
 from tamperdose.study.judges import (
     AnyJudge,
     ExactJudge,
@@ -50,6 +51,7 @@ __all__ = [
     "GuardFamily",
     "GuardJudge",
     "HfEngine",
+    "Inside",
     "JudgeName",
     "LlmJudge",
     "LoraSpec",
