@@ -66,7 +66,8 @@ def read_states(chat: ChatModel, rows: Sequence[Sequence[int]]) -> Iterator[Batc
                 position_ids=padded.positions,
                 past_key_values=cache,
                 use_cache=cache is not None,
-                logits_to_keep=1,
+                # A tensor, not a number: a slice would not lie in one piece, and the head would read it slowly.
+                logits_to_keep=torch.tensor([-1], device=chat.device),
             )
             states = torch.stack(kept, dim=1).float().cpu().numpy()
             yield Batch(places, states, output.logits[:, -1].float().cpu())

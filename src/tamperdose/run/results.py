@@ -13,6 +13,8 @@ from tamperdose.models.load import find_architecture
 from tamperdose.records import Dose, Subset
 from tamperdose.run.compare import write_comparisons
 from tamperdose.run.costs import Clock, write_costs
+from tamperdose.run.inside import asked_inside, read_inside
+from tamperdose.run.inside_results import Looked, write_inside
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.marginals import write_marginals
@@ -56,6 +58,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     rows: list[dict[str, object]] = []
     outputs: set[Path] = set()
     observed: list[Observation] = []
+    looked: list[Looked] = []
     with reporter.timed("judging and comparing answers", _n_readings(plan, ledger)) as advance:
         reading = Reading(plan, ledger, readers, advance)
         for model in plan.models:
@@ -72,6 +75,8 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                         setting = _setting(plan, model, arm, dose)
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
+                        arrays = read_inside(plan, ledger, model, arm, steps)
+                        looked += [] if arrays is None else [Looked(setting, arrays)]
     write_comparisons(run_dir, observed, level=plan.study.level)
     fits = fit_arms(observed, level=plan.study.level)
     write_dose_response(run_dir, fits, level=plan.study.level)
@@ -83,6 +88,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     headline = [fit for fit in fits if fit.judge == plan.study.judge_names[0]]
     organisms = {model.spec.label for model in plan.models if model.source and model.source.kind == "organism"}
     write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens, trained_to_refuse=organisms)
+    write_inside(run_dir, looked, asked_inside(plan), headline, level=plan.study.level)
     _remove_others(run_dir / "outputs", outputs)
     metrics = write_csv(run_dir / "metrics.csv", METRIC_COLUMNS, rows)
     summary = {"study": plan.study.name, "judge": plan.study.judge_names[0], "plan": plan.digest, "metrics": rows}

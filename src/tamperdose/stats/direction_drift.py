@@ -201,6 +201,18 @@ def drifts(inner: ArrayLike) -> Floats:
     return np.clip(1 - cosines, *SUPPORT)
 
 
+def longer_than_noise(inner: ArrayLike) -> bool:
+    """Whether both directions of one layer have a length beyond noise, in all of the prompts and with any group left out.
+
+    Args:
+        inner: Of :func:`products`, one layer: shape (2 + 2 groups, 3).
+
+    >>> longer_than_noise([[1.0, 0.5, 1.0], [0.9, 0.5, -0.1]])
+    False
+    """
+    return not bool(np.isnan(drifts(np.asarray(inner)[1:])).any())
+
+
 def direction_drift(
     inner: ArrayLike, counts: Floats, layout: Layout, *, level: float = 0.95, at_base: bool = False
 ) -> Estimate:
