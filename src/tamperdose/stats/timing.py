@@ -13,7 +13,6 @@ from tamperdose.records import Scope
 from tamperdose.stats.distributions import t_quantile
 from tamperdose.stats.dose import EffectiveDose
 from tamperdose.stats.dose_curve import antitonic, check_doses, crossings
-from tamperdose.stats.dose_seeds import lowest_end
 from tamperdose.stats.rates import check_level
 from tamperdose.stats.seeds import MIN_SEEDS
 
@@ -131,8 +130,9 @@ def compare_timing(inside: Sequence[HalfDose], behaviour: Sequence[EffectiveDose
 
     ratio = half dose of the direction / ED50; over seeds the geometric mean. Of either dose only its bracket of measured
     doses is known, so of each log ratio a box. From three seeds on (scope `attack`): Student's interval of the mean log
-    ratio for the worst ratios in the boxes. Below, of one trajectory: the box, widened on either side by what the two
-    intervals over prompts add to their brackets, as independent errors. One end is open where a dose is a bound only.
+    ratio, and beside it, as an independent error that all seeds share, how far the boxes reach beyond the ratios. Below,
+    of one trajectory: the box, widened on either side by what the two intervals over prompts add to their brackets, as
+    independent errors. One end is open where a dose is a bound only.
     The interval within a factor of MARGIN of 1: accompanies; else wholly below 1: precedes, above 1: follows; else
     undecided.
 
@@ -144,10 +144,11 @@ def compare_timing(inside: Sequence[HalfDose], behaviour: Sequence[EffectiveDose
     Raises:
         DataError: Not one of each for each seed, two seeds, or `level` outside (0, 1).
 
-    Source: the worst case over boxes is interval arithmetic (Manski 1989, doi:10.2307/145818), as for the ED50 of several
-    seeds; Zou & Donner (2008), doi:10.1002/sim.3095, for the sum of independent errors.
+    Source: Student's interval of log ratios over independent runs; Zou & Donner (2008), doi:10.1002/sim.3095, for the sum
+    of independent errors.
     """
     n = len(inside)
+    check_level(level)
     if n != len(behaviour) or n == 0 or 1 < n < MIN_SEEDS:
         raise DataError(
             explain("not the doses of one arm, or of three seeds", got=f"{n} and {len(behaviour)}", expected="as many")
@@ -155,15 +156,15 @@ def compare_timing(inside: Sequence[HalfDose], behaviour: Sequence[EffectiveDose
     scope = Scope.ATTACK if n >= MIN_SEEDS else Scope.TRAJECTORY
     reason = next((dose.reason for dose in (*inside, *behaviour) if dose.bracket is None), None)
     if reason is not None:
-        return Timing(None, None, None, check_level(level), Order.UNDECIDED, scope, n, reason)
+        return Timing(None, None, None, level, Order.UNDECIDED, scope, n, reason)
     pairs = list(zip(inside, behaviour, strict=True))
     boxes = [_box(first, second) for first, second in pairs]
     values = [_log_ratio(first, second) for first, second in pairs]
     known = [value for value in values if value is not None]
-    ends = _over_seeds(boxes, level) if scope is Scope.ATTACK else _of_one(boxes[0], *pairs[0])
+    ends = _over_seeds(boxes, values, level) if scope is Scope.ATTACK else _of_one(boxes[0], *pairs[0])
     ratio = math.exp(sum(known) / n) if len(known) == n else None
     low, high = (math.exp(end) for end in ends)
-    return Timing(ratio, low, None if math.isinf(high) else high, check_level(level), _order(*ends), scope, n)
+    return Timing(ratio, low, None if math.isinf(high) else high, level, _order(*ends), scope, n)
 
 
 def _log_ratio(first: HalfDose, second: EffectiveDose) -> float | None:
@@ -189,20 +190,15 @@ def _widening(low: float | None, high: float | None) -> float:
     return math.inf if not low or high is None else max(0.0, math.log(high / low)) if high > 0 else math.inf
 
 
-def _over_seeds(boxes: Sequence[Box], level: float) -> Box:
-    reach = t_quantile((1 + check_level(level)) / 2, len(boxes) - 1) / math.sqrt(len(boxes))
-    closed = [high - low for low, high in boxes if math.isfinite(high - low)]
-    width = max(closed, default=math.log(2))
-    # An open seed leaves its own end open; for the other end it counts as one bracket wide.
-    filled = [
-        (low if math.isfinite(low) else high - width, high if math.isfinite(high) else low + width)
-        for low, high in boxes
-    ]
-    if not all(math.isfinite(end) for box in filled for end in box):
+def _over_seeds(boxes: Sequence[Box], values: Sequence[float | None], level: float) -> Box:
+    # Where a value is a bound, the bound stands for it on the side that it closes; the other side is open.
+    ends = [[end for end in box if math.isfinite(end)] for box in boxes]
+    if not all(ends):
         return -math.inf, math.inf
-    least = lowest_end(filled, reach) if all(math.isfinite(low) for low, _ in boxes) else -math.inf
-    most = -lowest_end([(-high, -low) for low, high in filled], reach)
-    return least, most if all(math.isfinite(high) for _, high in boxes) else math.inf
+    points = np.array([end[-1] if value is None else value for end, value in zip(ends, values, strict=True)])
+    seeds = t_quantile((1 + level) / 2, len(points) - 1) * float(points.std(ddof=1)) / math.sqrt(len(points))
+    below, above = (float(np.mean(np.abs([box[side] for box in boxes] - points))) for side in (0, 1))
+    return float(points.mean()) - math.hypot(seeds, below), float(points.mean()) + math.hypot(seeds, above)
 
 
 def _order(low: float, high: float) -> Order:
