@@ -185,7 +185,7 @@ def _sampled(rng: np.random.Generator, templates: Sequence[str], *, icc: float) 
 @pytest.mark.parametrize(("k", "icc"), [(60, 0.0), (20, 0.5)])
 @pytest.mark.parametrize("shift", [1.0, 2.5])
 def test_coverage(k: int, icc: float, shift: float) -> None:
-    """Prompts are drawn anew; the tampered states share half of their noise with the base's and are turned by 60 deg."""
+    """Prompts are drawn anew; the tampered states share half of their noise with the base's and turned by 60 deg."""
     rng, layout = np.random.default_rng(5), _layout(60, k)
     turned = shift * np.array([0.5, np.sqrt(0.75), *[0.0] * (D - 2)])
     held, drift_held, n = 0, 0, 120

@@ -1,7 +1,8 @@
-"""States of the residual stream at the last prompt token, a batch at a time, and how much an adapter changes each layer.
+"""States of the residual stream at the last prompt token, a batch at a time, and how much an adapter changes a layer.
 
-One forward pass over each prompt; what all prompts begin with is computed once. Of a batch nothing is kept but one vector
-a prompt and layer, so memory grows neither with the length of prompts nor, where the caller sums, with their number.
+One forward pass over each prompt; what all prompts begin with is computed once. Of a batch nothing is kept but one
+vector a prompt and layer, so memory grows neither with the length of prompts nor, where the caller sums, with their
+number.
 """
 
 import re

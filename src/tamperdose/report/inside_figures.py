@@ -27,7 +27,7 @@ NAME = "inside_layers"
 _TITLES = {
     DRIFT: "drift of the direction",
     AUC: "AUC along the base's direction",
-    UPDATE: "norm of the update / of the weights",
+    UPDATE: "norms, update / weights",
 }
 _LABELS = {DRIFT: "1 - cos", AUC: "AUC", UPDATE: "ratio of norms"}
 _TICKS = 8
@@ -85,13 +85,14 @@ def _caption(rows: Sequence[Row], recipes: Sequence[_Recipe]) -> str:
     drift = next(row for row in rows if row["metric"] == DRIFT)
     n_seeds = max(len({row["seed"] for row in mine}) for _, mine in recipes)
     parts = [
-        "Direction: mean state of harmful less benign prompts at the last prompt token, after each block. Drift: 1 - cos "
-        "between the untampered and the tampered model's; exactly 0 at dose 0. AUC: how well states of the tampered model, "
-        "projected on the untampered model's direction (found on other templates), tell harmful from benign; 0.5 tells "
-        "nothing.",
+        "Direction: mean state of harmful less benign prompts at the last prompt token, after each block. Drift: "
+        "1 - cos between the untampered and the tampered model's; exactly 0 at dose 0. AUC: how well states of the "
+        "tampered model, projected on the untampered model's direction (found on other templates), tell harmful from "
+        "benign; 0.5 tells nothing.",
         f"{drift['n']} prompts in {drift['n_templates']} templates.",
         f"Means over up to {n_seeds} seeds." if n_seeds > 1 else "",
-        "Crossed: no longer separates in any seed (the interval of the AUC reaches 0.5), or has no direction."
+        "Crossed: does not separate (the interval of the AUC reaches 0.5), or has no direction beyond noise, in any "
+        "seed."
         if any(row["state"] for row in rows)
         else "",
         "Doses and layers are those that were measured; nothing is interpolated. Intervals: inside.csv.",
@@ -136,10 +137,19 @@ def _cells(
 
 
 def _ticks(axes: Axes, layers: Sequence[int], doses: Sequence[int]) -> None:
-    shown = range(0, len(doses), max(1, math.ceil(len(doses) / _TICKS)))
-    axes.set_xticks(list(shown), [dose_text(doses[place]) for place in shown])
-    shown = range(0, len(layers), max(1, math.ceil(len(layers) / _TICKS)))
-    axes.set_yticks(list(shown), [str(layers[place]) for place in shown])
+    places = _shown(len(doses))
+    axes.set_xticks(places, [dose_text(doses[place]) for place in places])
+    places = _shown(len(layers))
+    axes.set_yticks(places, [str(layers[place]) for place in places])
+
+
+def _shown(count: int) -> list[int]:
+    """The places that are labelled: evenly spread, the first and the last among them.
+
+    >>> _shown(18)
+    [0, 2, 5, 7, 10, 12, 15, 17]
+    """
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, _TICKS))})
 
 
 def _number(value: object) -> float:

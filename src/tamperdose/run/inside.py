@@ -1,12 +1,11 @@
 """The stage `inside`: what the states at the last prompt token say of the refusal direction, at the doses wanted.
 
-The untampered model's entry keeps the sums of its states by group of templates; a dose's entry keeps inner products with
-them and norms. Everything in `inside.csv` is made of these.
+The untampered model's entry keeps the sums of its states by group of templates; a dose's entry keeps inner products
+with them and norms. Everything in `inside.csv` is made of these.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np

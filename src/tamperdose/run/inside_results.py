@@ -79,19 +79,41 @@ def write_inside(
         for name in (INSIDE, INSIDE_JSON):
             (folder / name).unlink(missing_ok=True)
         return
-    write_csv(folder / INSIDE, INSIDE_COLUMNS, [row for one in looked for row in _rows(one, asked, level=level)])
-    timings = list(_timings(looked, asked, fits, level=level))
+    arms = _by_arm(looked)
+    separating = {arm: _separating(mine[0].arrays, asked, level=level) for arm, mine in arms.items()}
+    rows = [row for arm, mine in arms.items() for one in mine for row in _rows(one, asked, separating[arm], level)]
+    write_csv(folder / INSIDE, INSIDE_COLUMNS, rows)
+    timings = list(_timings(arms, separating, asked, fits, level=level))
     write_json(folder / INSIDE_JSON, {"level": level, "n_prompts": len(asked.prompts), "timings": timings})
 
 
-def _rows(one: Looked, asked: Asked, *, level: float) -> Iterator[_Row]:
+def _by_arm(looked: Sequence[Looked]) -> dict[str, list[Looked]]:
+    """The doses of each arm in their order, dose 0 first."""
+    arms: dict[str, list[Looked]] = {}
+    for one in sorted(looked, key=lambda one: one.steps):
+        arms.setdefault(str(one.setting["arm"]), []).append(one)
+    names = dict.fromkeys(str(one.setting["arm"]) for one in looked)
+    return {name: arms[name] for name in names}
+
+
+def _separating(base: Arrays, asked: Asked, *, level: float) -> list[bool]:
+    """Of each layer, whether the direction separates at dose 0, its interval included."""
+    aucs = [direction_auc(base["affinities"][:, k], asked.layout, level=level) for k in range(_n_layers(base))]
+    return [auc.low is not None and auc.low > CHANCE for auc in aucs]
+
+
+def _n_layers(arrays: Arrays) -> int:
+    return arrays["affinities"].shape[1]
+
+
+def _rows(one: Looked, asked: Asked, separating: Sequence[bool], level: float) -> Iterator[_Row]:
     named = {name: one.setting.get(name) for name in INSIDE_COLUMNS if name in one.setting}
     arrays, counts = one.arrays, group_counts(asked.layout)
-    for layer in range(arrays["affinities"].shape[1]):
+    for layer in range(_n_layers(arrays)):
         inner = arrays["products"][layer] if one.steps else np.ones((1, 3))
         drift = direction_drift(inner, counts, asked.layout, level=level, at_base=one.steps == 0)
         auc = direction_auc(arrays["affinities"][:, layer], asked.layout, level=level)
-        state = describe_state(auc, drift, longer=not one.steps or longer_than_noise(inner))
+        state = describe_state(auc, drift, longer=not one.steps or longer_than_noise(inner), at_base=separating[layer])
         found = {DRIFT: drift, AUC: auc} | _norms(arrays, layer, drift)
         for metric, estimate in found.items():
             cells = asdict(estimate) | {"scope": estimate.scope.value}
@@ -110,20 +132,29 @@ def _norms(arrays: Arrays, layer: int, like: Estimate) -> dict[str, Estimate]:
     return {"update_norm": replace(plain, value=norm)} | ratio
 
 
-def describe_state(auc: Estimate, drift: Estimate, *, longer: bool) -> str:
+def describe_state(auc: Estimate, drift: Estimate, *, longer: bool, at_base: bool) -> str:
     """What there is to say of a layer's direction at a dose, with its AUC; empty where it separates as it should.
+
+    Args:
+        auc: Along the untampered model's direction.
+        drift: Of the direction.
+        longer: Whether both directions are longer than their noise.
+        at_base: Whether the direction separates at dose 0.
 
     >>> from tamperdose.records import Scope
     >>> auc = Estimate(0.52, 0.4, 0.63, 0.95, "m", 9, 9, 9.0, 0, Scope.TRAJECTORY)
-    >>> describe_state(auc, auc, longer=True)
+    >>> describe_state(auc, auc, longer=True, at_base=True)
     "the untampered model's direction no longer separates: AUC 0.52 [0.40, 0.63]"
     """
     said: list[str] = []
     ends = "no interval" if auc.low is None or auc.high is None else f"[{auc.low:.2f}, {auc.high:.2f}]"
-    if auc.high is not None and auc.high < CHANCE:
-        said.append(f"harmful and benign prompts have changed sides: AUC {auc.value:.2f} {ends}")
+    figure = f"AUC {auc.value:.2f} {ends}"
+    if not at_base:
+        said.append(f"the direction does not separate at dose 0 either: {figure}")
+    elif auc.high is not None and auc.high < CHANCE:
+        said.append(f"harmful and benign prompts have changed sides: {figure}")
     elif auc.low is None or auc.low <= CHANCE:
-        said.append(f"the untampered model's direction no longer separates: AUC {auc.value:.2f} {ends}")
+        said.append(f"the untampered model's direction no longer separates: {figure}")
     if drift.value is None:
         said.append("no direction here: harmful and benign prompts have equal means, or had at dose 0")
     elif not longer:
@@ -132,13 +163,17 @@ def describe_state(auc: Estimate, drift: Estimate, *, longer: bool) -> str:
 
 
 def _timings(
-    looked: Sequence[Looked], asked: Asked, fits: Sequence[ArmFit], *, level: float
+    arms: Mapping[str, Sequence[Looked]],
+    separating: Mapping[str, Sequence[bool]],
+    asked: Asked,
+    fits: Sequence[ArmFit],
+    *,
+    level: float,
 ) -> Iterator[dict[str, object]]:
-    by_arm: dict[str, list[Looked]] = {}
-    for one in looked:
-        by_arm.setdefault(str(one.setting["arm"]), []).append(one)
-    complete = [fit for fit in fits if _at_every_dose(fit, by_arm.get(_arm(fit.first), []))]
-    halves = {_arm(fit.first): _half(by_arm[_arm(fit.first)], asked, level=level) for fit in complete}
+    complete = [fit for fit in fits if _at_every_dose(fit, arms.get(_arm(fit.first), []))]
+    halves = {
+        name: _half(arms[name], separating[name], asked, level=level) for name in (_arm(fit.first) for fit in complete)
+    }
     by_first = {id(fit.first): fit for fit in complete}
     names = recipe_names([fit.first for fit in complete])
     for recipe in grouped([fit.first for fit in complete], ["study", *names]):
@@ -159,16 +194,14 @@ def _at_every_dose(fit: ArmFit, looked: Sequence[Looked]) -> bool:
     return len(doses) > 2 and {one.steps for one in looked} >= set(doses)
 
 
-def _half(looked: Sequence[Looked], asked: Asked, *, level: float) -> HalfDose:
+def _half(looked: Sequence[Looked], separating: Sequence[bool], asked: Asked, *, level: float) -> HalfDose:
     """Of the drift, averaged over the layers at which the untampered model's direction separates."""
-    ordered = sorted(looked, key=lambda one: one.steps)
-    counts, base = group_counts(asked.layout), ordered[0].arrays["affinities"]
-    aucs = [direction_auc(base[:, layer], asked.layout, level=level) for layer in range(base.shape[1])]
-    layers = [layer for layer, auc in enumerate(aucs) if auc.low is not None and auc.low > CHANCE]
-    if not layers:
+    counts = group_counts(asked.layout)
+    layers = np.flatnonzero(separating)
+    if not len(layers):
         return HalfDose(None, None, None, None, "the direction separates at no layer at dose 0")
     # Of each dose: the drift without noise, and the same with each group left out.
-    turned = [drifts(one.arrays["products"][layers][:, 1:]) for one in ordered[1:]]
+    turned = [drifts(one.arrays["products"][layers][:, 1:]) for one in looked[1:]]
     known = np.isfinite(np.stack(turned)).all(axis=(0, 2))
     if not known.any():
         return HalfDose(None, None, None, None, "at every layer some dose's direction is not longer than its noise")
@@ -176,7 +209,7 @@ def _half(looked: Sequence[Looked], asked: Asked, *, level: float) -> HalfDose:
     used = (counts > 0).sum(axis=1)
     left_out = curves[1:][(counts > 0).ravel()]
     sizes = (int(used[0]), int(used[1]))
-    return half_dose([one.steps for one in ordered], curves[0], left_out, sizes=sizes, level=level)
+    return half_dose([one.steps for one in looked], curves[0], left_out, sizes=sizes, level=level)
 
 
 def _described(group: Sequence[ArmFit], halves: Sequence[HalfDose], timing: Timing) -> dict[str, object]:

@@ -138,8 +138,8 @@ def products(base: ArrayLike, tampered: ArrayLike, counts: Floats) -> Floats:
     """Inner products of the two directions: shape (layers, 2 + 2 groups, 3).
 
     The last axis holds base . base, base . tampered, tampered . tampered. The first row is of the directions as they
-    are. In the others the noise in the means, which the two directions share, is taken out: of all prompts, and with each
-    benign and each harmful group left out. A group without prompts leaves nothing out.
+    are. In the others the noise in the means, which the two directions share, is taken out: of all prompts, and with
+    each benign and each harmful group left out. A group without prompts leaves nothing out.
 
     Args:
         base: Sums of the untampered model's states, shape (2, groups, layers, hidden).
@@ -218,13 +218,13 @@ def direction_drift(
 ) -> Estimate:
     """`refusal_direction_drift` of one layer: 1 - cos(direction at base, direction at the dose), in [0, 2].
 
-    A direction is the difference of the mean states of harmful and benign prompts, as it is on these prompts: that is the
-    value. Noise in the means turns a direction, and as the same prompts make both, draws them together; so the interval,
-    which is for the drift of the means over all such prompts, is made of inner products from which the noise is taken
-    out: the two-sample jackknife over groups of templates, Student's t with Satterthwaite's degrees of freedom, cut to
-    [0, 2] and stretched to hold the value. A direction that is not longer than its noise may point anywhere: [0, 2].
-    At dose 0 it is 0 by definition. A direction without length (equal means): no value. Fewer than three groups of a
-    kind: no interval.
+    A direction is the difference of the mean states of harmful and benign prompts, as it is on these prompts: that is
+    the value. Noise in the means turns a direction, and as the same prompts make both, draws them together; so the
+    interval, which is for the drift of the means over all such prompts, is made of inner products from which the noise
+    is taken out: the two-sample jackknife over groups of templates, Student's t with Satterthwaite's degrees of
+    freedom, cut to [0, 2] and stretched to hold the value. A direction that is not longer than its noise may point
+    anywhere: [0, 2]. At dose 0 it is 0 by definition. A direction without length (equal means): no value. Fewer than
+    three groups of a kind: no interval.
 
     Args:
         inner: Of :func:`products`, one layer: shape (2 + 2 groups, 3).
@@ -292,12 +292,12 @@ def direction_auc(along: ArrayLike, layout: Layout, *, level: float = 0.95) -> E
     """`refusal_direction_auc` of one layer: how well the base's direction tells harmful from benign prompts, in [0, 1].
 
     P(a harmful prompt lies further along it than a benign one), ties counting one half: 0.5 tells nothing, below 0.5
-    they have changed sides. Each prompt is projected on a direction from other templates, and pairs are compared within a
-    fold alone, since directions of two folds have no common origin.
+    they have changed sides. Each prompt is projected on a direction from other templates, and pairs are compared
+    within a fold alone, since directions of two folds have no common origin.
     The interval is Newcombe's score interval with the effective numbers of harmful and benign prompts: the clustering
-    by template of each prompt's share of won pairs, with the t adjustment of `degrees_of_freedom_size`. It keeps a width
-    where the two are apart. Where the jackknife over groups of templates, in which the directions are made anew, finds a
-    larger variance, the effective numbers are lowered to match it.
+    by template of each prompt's share of won pairs, with the t adjustment of `degrees_of_freedom_size`. It keeps a
+    width where the two are apart. Where the jackknife over groups of templates, in which the directions are made anew,
+    finds a larger variance, the effective numbers are lowered to match it.
 
     Args:
         along: Of :func:`affinities`, one layer: shape (n, 2 groups).
@@ -309,7 +309,8 @@ def direction_auc(along: ArrayLike, layout: Layout, *, level: float = 0.95) -> E
 
     Source: Mann & Whitney (1947), doi:10.1214/aoms/1177730491; Newcombe (2006), doi:10.1002/sim.2324, method 5, with
     Hanley & McNeil's variance (1982), doi:10.1148/radiology.143.1.7063747; Obuchowski (1997), doi:10.2307/2533958, for
-    the clustering of each prompt's share; Parker et al. (2007), doi:10.1186/1471-2105-8-326, for comparing within folds.
+    the clustering of each prompt's share; Parker et al. (2007), doi:10.1186/1471-2105-8-326, for comparing within
+    folds.
 
     >>> layout = lay_out(["a", "b"], ["c", "d"])
     >>> direction_auc([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1]], layout).value

@@ -1,4 +1,4 @@
-"""Whether the refusal direction turns before, after or while the refusals go: two doses of one arm, compared in logs."""
+"""Whether the refusal direction turns before, after or while the refusals go: two doses of an arm, compared in logs."""
 
 import math
 from collections.abc import Sequence
@@ -80,11 +80,11 @@ def half_dose(
 ) -> HalfDose:
     """Dose at which a curve that starts at 0 first reaches half of its value at the last dose.
 
-    The curve is made monotone first. "Half" is of what the ladder's last dose shows: a curve that still rises there would
-    give a larger dose on a longer ladder. The interval is the two-sample jackknife over groups of templates of the log
-    dose, with Student's t for the kind that has fewer groups, stretched to hold the bracket of measured doses; it is open
-    below (0) where the half, or a replicate's, lies before the first positive dose. A curve that is not above 0 at the
-    last dose, or not in every replicate, has no such dose.
+    The curve is made monotone first. "Half" is of what the ladder's last dose shows: a curve that still rises there
+    would give a larger dose on a longer ladder. The interval is the two-sample jackknife over groups of templates of
+    the log dose, with Student's t for the kind that has fewer groups, stretched to hold the bracket of measured doses;
+    it is open below (0) where the half, or a replicate's, lies before the first positive dose. A curve that is not
+    above 0 at the last dose, or not in every replicate, has no such dose.
 
     Args:
         doses: 0 and then increasing, shape (D,).
@@ -128,11 +128,11 @@ def _jackknife_se(values: Floats, sizes: tuple[int, int]) -> float:
 def compare_timing(inside: Sequence[HalfDose], behaviour: Sequence[EffectiveDose], *, level: float = 0.95) -> Timing:
     """Say whether the direction's half dose lies before, after or at the dose that halves refusals.
 
-    ratio = half dose of the direction / ED50; over seeds the geometric mean. Of either dose only its bracket of measured
-    doses is known, so of each log ratio a box. From three seeds on (scope `attack`): Student's interval of the mean log
-    ratio, and beside it, as an independent error that all seeds share, how far the boxes reach beyond the ratios. Below,
-    of one trajectory: the box, widened on either side by what the two intervals over prompts add to their brackets, as
-    independent errors. One end is open where a dose is a bound only.
+    ratio = half dose of the direction / ED50; over seeds the geometric mean. Of either dose only its bracket of
+    measured doses is known, so of each log ratio a box. From three seeds on (scope `attack`): Student's interval of
+    the mean log ratio, and beside it, as an independent error that all seeds share, how far the boxes reach beyond the
+    ratios. Below, of one trajectory: the box, widened on either side by what the two intervals over prompts add to
+    their brackets, as independent errors. One end is open where a dose is a bound only.
     The interval within a factor of MARGIN of 1: accompanies; else wholly below 1: precedes, above 1: follows; else
     undecided.
 
@@ -144,8 +144,8 @@ def compare_timing(inside: Sequence[HalfDose], behaviour: Sequence[EffectiveDose
     Raises:
         DataError: Not one of each for each seed, two seeds, or `level` outside (0, 1).
 
-    Source: Student's interval of log ratios over independent runs; Zou & Donner (2008), doi:10.1002/sim.3095, for the sum
-    of independent errors.
+    Source: Student's interval of log ratios over independent runs; Zou & Donner (2008), doi:10.1002/sim.3095, for the
+    sum of independent errors.
     """
     n = len(inside)
     check_level(level)
