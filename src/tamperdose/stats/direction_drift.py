@@ -202,7 +202,7 @@ def drifts(inner: ArrayLike) -> Floats:
 
 
 def longer_than_noise(inner: ArrayLike) -> bool:
-    """Whether both directions of one layer have a length beyond noise, in all of the prompts and with any group left out.
+    """Whether both directions of one layer have a length beyond noise, in all prompts and with any group left out.
 
     Args:
         inner: Of :func:`products`, one layer: shape (2 + 2 groups, 3).
@@ -281,7 +281,7 @@ def _jackknife_t(value: float, found: Floats, counts: Floats, *, level: float) -
 
 
 def _jackknife(left_out: Floats, counts: Floats) -> Floats:
-    """The variance that either kind's groups give, benign first, from the values with each group left out, (2 groups,)."""
+    """The variance that either kind's groups give, benign first, from values with each group left out, (2 groups,)."""
     used = counts > 0
     values = left_out.reshape(counts.shape)
     parts = [values[kind][used[kind]] for kind in (0, 1)]
@@ -347,10 +347,10 @@ def _won_pairs(rows: Floats, layout: Layout, counts: Floats) -> tuple[Floats, Fl
     """Each prompt's share of won pairs in its fold, their number, and the AUC with each group left out (2 groups,)."""
     shares, n_pairs = np.zeros(len(rows)), np.zeros(len(rows))
     won_without, pairs_without = np.zeros(counts.size), np.zeros(counts.size)
-    fold_of = np.arange(counts.shape[1]) % layout.n_folds
+    fold_of = np.asarray(np.arange(counts.shape[1]) % layout.n_folds, dtype=np.intp)
     for fold in range(layout.n_folds):
-        outside = (counts > 0) & (fold_of != fold)
-        kept = [outside, *(outside & each for each in _left_out(counts))]
+        outside: NDArray[np.bool_] = np.asarray((counts > 0) & (fold_of != fold), dtype=np.bool_)
+        kept: list[NDArray[np.bool_]] = [outside, *(outside & each for each in _left_out(counts))]
         scores = rows @ np.stack([_contrast(counts, each) for each in kept], axis=1)
         inside = layout.folds == fold
         harmful, benign = np.flatnonzero(inside & layout.harmful), np.flatnonzero(inside & ~layout.harmful)
