@@ -13,6 +13,7 @@ from tamperdose.report.inside_figures import draw_inside
 from tamperdose.report.insides import inside_lines, read_inside_rows
 from tamperdose.run.inside import asked_inside, inside_doses
 from tamperdose.run.inside_results import AUC, DRIFT, METRICS, UPDATE, describe_state
+from tamperdose.run.key_doses import find_key_doses
 from tamperdose.run.ledger import Ledger
 from tiny import save_tiny
 
@@ -50,10 +51,13 @@ def test_every_dose_is_looked_at_and_dose_0_has_no_drift(tmp_path: Path, model: 
 def test_by_default_it_is_the_key_doses(tmp_path: Path, model: Path) -> None:
     path = _study(tmp_path, model)
     run = run_study(path)
-    assert {row["dose_steps"] for row in read_inside_rows(run)} == {0, 3}
-    assert json.loads((run / "inside.json").read_text())["timings"] == []
     plan = plan_of(path)
-    assert inside_doses(plan, Ledger(run / "ledger"), plan.models[0].arms[0]) == (3,)
+    key = find_key_doses(plan, ledger := Ledger(run / "ledger"), plan.models[0].arms[0])
+    assert key is not None
+    assert {row["dose_steps"] for row in read_inside_rows(run)} == {*key}
+    assert json.loads((run / "inside.json").read_text())["timings"] == []
+    assert inside_doses(plan, ledger, plan.models[0].arms[0]) == key[1:]
+    assert inside_doses(plan, Ledger(tmp_path / "empty"), plan.models[0].arms[0]) == ()
 
 
 def test_a_second_run_reads_no_states_and_changes_no_byte(

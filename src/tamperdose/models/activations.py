@@ -23,7 +23,8 @@ from tamperdose.models.cache import growing_cache, repeated
 from tamperdose.models.changes import changed
 from tamperdose.models.hf import encode_prompts, pad_left, shared_prefix
 from tamperdose.models.load import ChatModel
-from tamperdose.models.lora import is_4bit, update_norms
+from tamperdose.models.lora import is_4bit
+from tamperdose.models.random_update import update_sizes
 from tamperdose.records import Checkpoint, Opener, Prompt
 from tamperdose.stats.direction_drift import Layout, add_states, affinities, group_counts
 
@@ -200,7 +201,8 @@ def _norms(model: Any, checkpoint: Checkpoint) -> dict[str, NDArray[np.float64]]
     """Frobenius norms of an adapter's update and of the weights it is added to, by layer; none without an adapter."""
     if checkpoint.adapter is None:
         return {}
-    updates = update_norms(Path(checkpoint.adapter))
+    sizes = update_sizes(Path(checkpoint.adapter))
+    updates = {name.removeprefix("base_model.model."): size.norm for name, size in sizes.items()}
     n_layers = len(_blocks(model))
     found = {"update_norm": _by_layer(updates, n_layers)}
     if is_4bit(model):

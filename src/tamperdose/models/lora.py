@@ -5,7 +5,6 @@ matrices under peft's names, with rank and alpha in its metadata.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -83,22 +82,6 @@ def _require_pairs(tensors: dict[str, torch.Tensor], lora_rank: int) -> None:
 def weight_updates(path: Path) -> dict[str, torch.Tensor]:
     """Return (alpha / rank) B A for every adapted layer, by the layer's name; shapes (outputs, inputs), float32."""
     return {name: _update(pair, "cpu") for name, pair in _pairs(path).items()}
-
-
-def update_norms(path: Path) -> dict[str, float]:
-    """Frobenius norm of (alpha / rank) B A for every adapted layer, by the layer's name; the product is never made.
-
-    ||B A||^2 = tr((B^T B) (A A^T)), two matrices of rank x rank, in float64.
-
-    Raises:
-        ModelError: As `load_adapter`.
-    """
-    return {name: pair.scaling * _product_norm(pair.a.double(), pair.b.double()) for name, pair in _pairs(path).items()}
-
-
-def _product_norm(a: torch.Tensor, b: torch.Tensor) -> float:
-    # Rounding may leave the square of nothing a little below 0.
-    return math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ The untampered model's entry keeps the sums of its states by group of templates;
 with them and norms. Everything in `inside.csv` is made of these.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from tamperdose.data.prompts import spread_prompts
 from tamperdose.files import digest
 from tamperdose.records import Checkpoint, Prompt, Subset
 from tamperdose.run.backends import Backend
+from tamperdose.run.key_doses import find_key_doses
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
@@ -50,34 +52,20 @@ def asked_inside(plan: Plan) -> Asked | None:
     """
     if plan.study.inside is None or plan.study.engine.kind == "scripted":
         return None
-    kinds = [_spread(plan.data.prompts.get(subset, ()), plan.study.inside.prompts) for subset in Subset]
+    kinds = [spread_prompts(plan.data.prompts.get(subset, ()), plan.study.inside.prompts) for subset in Subset]
     templates = [[prompt.template for prompt in kind] for kind in kinds]
     if min(len(set(names)) for names in templates) < MIN_TEMPLATES:
         return None
     return Asked((*kinds[0], *kinds[1]), lay_out(*templates))
 
 
-def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """At most so many prompts in their order: one of each template first, then second ones, evenly over the file."""
-    seen: dict[str, int] = {}
-    turns: list[int] = []
-    for prompt in prompts:
-        turns.append(seen.get(prompt.template, 0))
-        seen[prompt.template] = turns[-1] + 1
-    chosen: list[int] = []
-    for turn in sorted(set(turns)):
-        places = [place for place, its in enumerate(turns) if its == turn]
-        wanted = min(len(places), count - len(chosen))
-        chosen += [places[k * len(places) // wanted] for k in range(wanted)]
-    return [prompts[place] for place in sorted(chosen)]
-
-
 def inside_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
-    """The doses of an arm, above 0, at which its inside is looked at: all, or the last."""
-    doses = arm_doses(plan, ledger, arm)
+    """The doses of an arm, above 0, at which its inside is looked at: all, or the key ones once these are settled."""
     if asked_inside(plan) is None or plan.study.inside is None:
         return ()
-    return doses if plan.study.inside.at == "all" else doses[-1:]
+    if plan.study.inside.at == "all":
+        return arm_doses(plan, ledger, arm)
+    return tuple(steps for steps in find_key_doses(plan, ledger, arm) or () if steps > 0)
 
 
 def base_key(model: ModelPlan, asked: Asked) -> str:
