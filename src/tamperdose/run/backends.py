@@ -1,17 +1,21 @@
 """What the stages need from a model under test, for each engine: give it refusals, attack it, let it answer."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tamperdose.files import write_atomic, write_text
 from tamperdose.models.generator import Generator
-from tamperdose.records import Checkpoint, Dose, Opener
+from tamperdose.records import Checkpoint, Dose, Opener, Prompt
 from tamperdose.run.plan import ArmPlan, Data, ModelPlan
 from tamperdose.run.utility import Probes
+from tamperdose.stats.direction_drift import Layout
 from tamperdose.stats.utility import UtilityScores
 from tamperdose.study import HfEngine, ScriptedEngine, Study
 
@@ -43,6 +47,17 @@ class Backend(Protocol):
 
     def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
         """What a checkpoint, or the base, can do besides refusing; see `tamperdose.models.utility`."""
+        ...
+
+    def look_inside(
+        self,
+        prompts: Sequence[Prompt],
+        layout: Layout,
+        *,
+        checkpoint: Checkpoint | None,
+        base_sums: NDArray[np.float64] | None,
+    ) -> dict[str, NDArray[Any]] | None:
+        """Read states at a checkpoint, see `tamperdose.models.activations.look_inside`; None where there are none."""
         ...
 
 
@@ -133,6 +148,19 @@ class HfBackend:
         with changed(self.chat, checkpoint):
             return measure_utility(self.chat, probes.texts, probes.questions, base)
 
+    def look_inside(
+        self,
+        prompts: Sequence[Prompt],
+        layout: Layout,
+        *,
+        checkpoint: Checkpoint | None,
+        base_sums: NDArray[np.float64] | None,
+    ) -> dict[str, NDArray[Any]] | None:
+        """Read the states with the checkpoint in place."""
+        from tamperdose.models.activations import look_inside
+
+        return look_inside(self.chat, prompts, layout, checkpoint=checkpoint, base_sums=base_sums)
+
 
 class ScriptedBackend:
     """The fake model: nothing is trained, and its refusals fall with the dose as the study says."""
@@ -164,6 +192,17 @@ class ScriptedBackend:
     def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
         """There is no model to measure."""
         return UtilityScores((), (), ())
+
+    def look_inside(
+        self,
+        prompts: Sequence[Prompt],
+        layout: Layout,
+        *,
+        checkpoint: Checkpoint | None,
+        base_sums: NDArray[np.float64] | None,
+    ) -> dict[str, NDArray[Any]] | None:
+        """There is nothing inside."""
+        return None
 
 
 def export_adapter(arm: ArmPlan, checkpoints: Iterable[Checkpoint], folder: Path) -> None:

@@ -29,6 +29,7 @@ from tamperdose.run.controls import (
     missing_states,
     write_random,
 )
+from tamperdose.run.inside import measure_base, measure_dose, missing_inside
 from tamperdose.run.key_doses import headline_verdicts, settle_key_doses, subsets_asked, wants_key_doses
 from tamperdose.run.ladder import arm_doses, choose_next, file_ladder, is_searched
 from tamperdose.run.ledger import Ledger, locked, stage_key, sweep
@@ -241,6 +242,7 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
         _measure_late(session, arm, backend, checkpoints)
         for steps in missing_utility(plan, ledger, model, arm):
             _probe(session, model, backend, arm=arm, checkpoint=checkpoints[steps])
+        _look_inside(session, model, arm, backend, checkpoints)
         if keep_in is not None:
             export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
     # Tampered weights go once they are measured; after a kill, here on the next run.
@@ -262,7 +264,8 @@ def _n_after_settling(session: Session, model: ModelPlan, arm: ArmPlan) -> int:
 
 def _n_later(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan) -> int:
     """How much is still to be measured of an arm's own weights once its doses are answered, as far as can be told."""
-    return len(_late_draws(plan, ledger, arm)) + len(missing_utility(plan, ledger, model, arm))
+    n_inside = int(bool(missing_inside(plan, ledger, model, arm)))
+    return len(_late_draws(plan, ledger, arm)) + len(missing_utility(plan, ledger, model, arm)) + n_inside
 
 
 def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -336,6 +339,20 @@ def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Check
     _file_sizes(session, arm, checkpoint)
     for draw in dose_draws(session.plan, arm, steps):
         _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoint)
+
+
+def _look_inside(
+    session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]
+) -> None:
+    """Read the states of the untampered model and of the checkpoints at the doses wanted."""
+    plan, ledger = session.plan, session.ledger
+    missing = missing_inside(plan, ledger, model, arm)
+    if missing:
+        with session.reporter.timed(f"{arm.id}: states inside, doses", len(missing)) as advance:
+            measure_base(plan, ledger, model, backend)
+            for steps in missing:
+                measure_dose(plan, ledger, arm, backend, checkpoints[steps])
+                advance(1)
 
 
 def _search(

@@ -22,6 +22,8 @@ from tamperdose.run.controls import (
 )
 from tamperdose.run.costs import Clock, write_costs
 from tamperdose.run.gates import ArmReadings, gate_arm, labels_of, write_controls, write_gate
+from tamperdose.run.inside import asked_inside, read_inside
+from tamperdose.run.inside_results import Looked, write_inside
 from tamperdose.run.key_doses import judged, subsets_asked
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
@@ -68,6 +70,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     rows: list[dict[str, object]] = []
     outputs: set[Path] = set()
     observed: list[Observation] = []
+    looked: list[Looked] = []
     compared: list[ArmReadings] = []
     with reporter.timed("judging and comparing answers", _n_readings(plan, ledger)) as advance:
         reading = Reading(plan, ledger, readers, advance)
@@ -89,6 +92,8 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                         utility = utility_metrics(plan, ledger, model, arm, steps)
                         rows += [metric_row({**setting, "subset": Subset.BENIGN.value}, found) for found in utility]
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
+                        arrays = read_inside(plan, ledger, model, arm, steps)
+                        looked += [] if arrays is None else [Looked(setting, arrays)]
                 folder = run_dir / "outputs" / arm.id / "controls"
                 setting = _setting(plan, model, arm, NO_DOSE)
                 compared.append(_readings(reading, model, arm, setting=setting, labels=labels))
@@ -108,6 +113,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     headline = [fit for fit in fits if fit.judge == plan.study.judge_names[0]]
     organisms = {model.spec.label for model in plan.models if model.source and model.source.kind == "organism"}
     write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens, trained_to_refuse=organisms)
+    write_inside(run_dir, looked, asked_inside(plan), headline, level=plan.study.level)
     _remove_others(run_dir / "outputs", outputs)
     metrics = write_csv(run_dir / "metrics.csv", METRIC_COLUMNS, rows)
     summary = {"study": plan.study.name, "judge": plan.study.judge_names[0], "plan": plan.digest, "metrics": rows}

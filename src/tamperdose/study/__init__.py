@@ -13,6 +13,7 @@ from tamperdose.study.attacks import (
     default_alpha,
 )
 from tamperdose.study.controls import Controls, GateLimits
+from tamperdose.study.inside import Inside
 from tamperdose.study.judges import (
     AnyJudge,
     ExactJudge,
@@ -55,6 +56,7 @@ __all__ = [
     "GuardFamily",
     "GuardJudge",
     "HfEngine",
+    "Inside",
     "JudgeName",
     "LlmJudge",
     "LoraSpec",

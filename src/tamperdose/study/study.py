@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from tamperdose.files import digest
 from tamperdose.study.attacks import AttackSpec
 from tamperdose.study.controls import Controls, GateLimits
+from tamperdose.study.inside import Inside
 from tamperdose.study.judges import JudgeSpec, judge_name
 from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
@@ -38,6 +39,8 @@ class Study(Frozen):
     """Also draw two samples of the base at T = 0.7 and report their distance, the noise floor of RD."""
     utility: Utility | None = Utility()
     """What the models can do besides refusing; null: not measured."""
+    inside: Inside | None = Inside()
+    """How the refusal direction is followed through the layers; null: not at all. It needs benign prompts."""
     price_per_device_hour: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=10_000)] | None = None
     """US dollars for an hour of the device that trains; with it `costs.csv` and `plan` speak of money too."""
     keep_adapters: Flag = False
