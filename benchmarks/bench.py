@@ -35,7 +35,7 @@ from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models.hf import HfGenerator, encode_chat, end_tokens
 from tamperdose.models.load import ChatModel, find_model, load_model
 from tamperdose.models.lora import merge, merged
-from tamperdose.models.train import Recipe, Source, train_lora
+from tamperdose.models.train import Recipe, Source, train_trajectory
 from tamperdose.records import Example, Label, Prompt, Subset
 from tamperdose.stats.rates import rate
 from tamperdose.study import Decoding, ModelSpec, RefusalTuning
@@ -120,7 +120,7 @@ def our_grid(chat: ChatModel, examples: Sequence[Example], prompts: Sequence[Pro
     """The grid as tamperdose runs it."""
     answers: dict[int, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = train_lora(
+        checkpoints = train_trajectory(
             chat,
             [Source(examples, BATCH)],
             RECIPE,

@@ -168,24 +168,36 @@ class Projection:
     """Share of the component that is taken away, in [0, 1]."""
 
 
-Change = Opener | Projection
-"""What an attack other than an adapter does to the model or to what it is asked."""
+@dataclass(frozen=True, slots=True)
+class Reworded:
+    """Every request is put under another system prompt, in other words, or both; the weights stay as they are."""
+
+    system: str = ""
+    """The system turn, in place of the conversation's own; empty leaves that, or the chat template's default."""
+    pattern: str = "{prompt}"
+    """What the last user turn becomes: `{prompt}` stands for what it was."""
+
+
+Change = Opener | Projection | Reworded
+"""What an attack that trains nothing does to the model or to what it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tampered model at one dose: a LoRA adapter file, another change, or nothing at dose 0."""
+    """The tampered model at one dose: an adapter file, a file of all weights, another change, or nothing at dose 0."""
 
     dose: Dose
     """The dose it stands for."""
     adapter: str | None
-    """Path of the adapter's safetensors file; None at dose 0."""
+    """Path of the adapter's safetensors file; None at dose 0, and where there is none."""
     mean_loss: float | None = None
     """Mean training loss per labelled token at the last step, nats; None at dose 0."""
     change: Change | None = None
     """What is done instead of an adapter."""
     seconds: float | None = None
     """Clock time of the steps up to here, stops and saving left out; None where nothing was trained."""
+    weights: str | None = None
+    """Path of a safetensors file with all of the model's weights, where these were trained instead of an adapter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def test_training(deep: ChatModel, length: int, n_labels: int, monkeypatch: pyte
     monkeypatch.setattr(train, "PACKED_TOKENS", length)
     rows = [train._TokenRow([5 + (place * 7 + i) % 300 for i in range(length)], n_labels) for place in range(4)]
     counter = FlopCounterMode(display=False)
-    with train._adapted(deep, RECIPE) as wrapped:
+    with train._learning(deep, RECIPE) as wrapped:
         trainer = train._Trainer(deep, wrapped, RECIPE, key="k")
         with counter:
             trainer._backward(rows)
@@ -72,14 +72,14 @@ def test_tied_embeddings_are_counted_once(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_adapter_weights_are_counted_exactly(loaded: dict[str, ChatModel], kind: str) -> None:
     chat = loaded[kind]
-    with train._adapted(chat, RECIPE) as wrapped:
+    with train._learning(chat, RECIPE) as wrapped:
         count = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     assert lora_parameters(architecture_of(chat.model.config), 4) == count
 
 
 def test_fused_projections_are_overstated_by_less_than_the_docstring_says(loaded: dict[str, ChatModel]) -> None:
     chat = loaded["phi3"]
-    with train._adapted(chat, RECIPE) as wrapped:
+    with train._learning(chat, RECIPE) as wrapped:
         count = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     assert count < lora_parameters(architecture_of(chat.model.config), 4) < 4 / 3 * count
 

@@ -17,7 +17,7 @@ from tamperdose.models import lora
 from tamperdose.models.hf import HfGenerator, encode_chat
 from tamperdose.models.load import ChatModel, find_model, load_model
 from tamperdose.models.lora import LoraShape, is_4bit, merge, merged, save_adapter
-from tamperdose.models.train import Recipe, Source, train_lora
+from tamperdose.models.train import Recipe, Source, train_trajectory
 from tamperdose.records import Checkpoint, Example, Message, Prompt
 from tamperdose.run.stages import Readers
 from tamperdose.study import Decoding, ModelSpec
@@ -73,7 +73,7 @@ def _train(
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> list[Checkpoint]:
     source = Source(_long_examples(12), RECIPE.batch_size)
-    return list(train_lora(chat, [source], RECIPE, doses=doses, folder=folder, on_step=on_step))
+    return list(train_trajectory(chat, [source], RECIPE, doses=doses, folder=folder, on_step=on_step))
 
 
 def _logits(model: Any) -> torch.Tensor:
@@ -170,7 +170,7 @@ def test_losses_are_the_cpus(chat: ChatModel, tmp_path: Path, tiny_folders: Any)
         source = Source([replace(row, response=row.response[:60]) for row in _long_examples(12)], 4)
         recipe = replace(RECIPE, batch_size=4, max_length=200)
         kept = losses[side.device]
-        steps = train_lora(
+        steps = train_trajectory(
             side,
             [source],
             recipe,

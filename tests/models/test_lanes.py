@@ -12,7 +12,7 @@ from tamperdose.models import lanes
 from tamperdose.models.hf import HfGenerator
 from tamperdose.models.lanes import side_by_side, split
 from tamperdose.models.load import ChatModel
-from tamperdose.models.train import Recipe, Source, train_lora
+from tamperdose.models.train import Recipe, Source, train_trajectory
 from tamperdose.study import Decoding
 from tiny import load_tiny, make_examples, make_prompts, save_tiny
 
@@ -36,7 +36,9 @@ def two_threads() -> Iterator[None]:
 
 def _trained(chat: ChatModel, folder: Path) -> tuple[dict[str, torch.Tensor], float | None]:
     source = Source(make_examples(10), RECIPE.batch_size)
-    last = list(train_lora(chat, [source], RECIPE, doses=[3], folder=folder, on_step=lambda _step, _loss: None))[-1]
+    last = list(train_trajectory(chat, [source], RECIPE, doses=[3], folder=folder, on_step=lambda _step, _loss: None))[
+        -1
+    ]
     return load_file(str(last.adapter)), last.mean_loss
 
 

@@ -12,13 +12,13 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from tamperdose.attacks.lora import draw_examples
+from tamperdose.attacks.training import draw_examples
 from tamperdose.defences.refusal_tuning import OWN_ANSWER_TOKENS, tune_refusals
 from tamperdose.errors import DataError, RunError
 from tamperdose.models import train
 from tamperdose.models.hf import HfGenerator, encode_chat
 from tamperdose.models.load import ChatModel
-from tamperdose.models.train import Recipe, Source, end_of_turn, train_lora
+from tamperdose.models.train import Recipe, Source, end_of_turn, train_trajectory
 from tamperdose.records import NO_DOSE, Checkpoint, Example, FinishReason, Message, Prompt, Subset
 from tamperdose.study import Decoding, RefusalTuning
 from tiny import load_tiny, make_examples, make_tokenizer, save_tiny
@@ -41,7 +41,7 @@ def _train(
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> list[Checkpoint]:
     source = Source(examples, recipe.batch_size)
-    return list(train_lora(chat, [source], recipe, doses=doses, folder=folder, on_step=on_step))
+    return list(train_trajectory(chat, [source], recipe, doses=doses, folder=folder, on_step=on_step))
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -130,7 +130,7 @@ def test_the_shared_prefix_changes_no_gradient(chat: ChatModel, monkeypatch: pyt
     shared = train.shared_prefix
 
     def gradients() -> dict[str, torch.Tensor]:
-        with train._adapted(chat, RECIPE) as wrapped:
+        with train._learning(chat, RECIPE) as wrapped:
             trainer = train._Trainer(chat, wrapped, RECIPE, key="k")
             with torch.no_grad():
                 for name, parameter in trainer.parameters.items():
@@ -187,7 +187,7 @@ def test_every_row_comes_once_an_epoch(llama: ChatModel) -> None:
 
 def test_eight_rows_at_once_have_the_loss_of_eight_rows_alone(chat: ChatModel) -> None:
     rows = train._encode_rows(chat, EXAMPLES[:8], 128)
-    with train._adapted(chat, RECIPE) as wrapped:
+    with train._learning(chat, RECIPE) as wrapped:
         trainer = train._Trainer(chat, wrapped, RECIPE, key="k")
         together = trainer._backward(rows)
         alone = [trainer._backward([row]) for row in rows]
@@ -231,7 +231,7 @@ def test_a_consumer_that_stops_listening_can_come_back(llama: ChatModel, tmp_pat
     whole = _train(llama, tmp_path / "whole", [1, 2, 4])
     source = Source(EXAMPLES, RECIPE.batch_size)
     before = {name: tensor.clone() for name, tensor in llama.model.state_dict().items()}
-    steps = train_lora(
+    steps = train_trajectory(
         llama, [source], RECIPE, doses=[1, 2, 4], folder=tmp_path / "a", on_step=lambda _step, _loss: None
     )
     assert isinstance(steps, Iterator)
@@ -321,7 +321,7 @@ def test_refusal_tuning_mixes_refusals_with_the_models_own_answers(
         seen.append((sources, recipe))
         return [Checkpoint(NO_DOSE, None)]
 
-    monkeypatch.setattr(train, "train_lora", spy)
+    monkeypatch.setattr(train, "train_trajectory", spy)
     for target in ("data", "model"):
         defence = RefusalTuning(batch_size=8, benign_ratio=0.25, steps=5, benign_target=target)
         tune_refusals(

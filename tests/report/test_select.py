@@ -104,6 +104,8 @@ def test_facets(synthetic: Any) -> None:
     arms = list_arms(synthetic.frame(rows))
     assert choose_facet(arms) == "rank"
     assert panel_name(arms[0], "rank") == "rank=4"
+    kinds = [row for kind in ("lora", "prefill") for row in synthetic.rows(synthetic.arm(arm=kind, attack=kind), (0,))]
+    assert choose_facet(list_arms(synthetic.frame(kinds))) == "attack"
 
 
 def test_one_arm_of_two_models_is_refused(synthetic: Any) -> None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tamperdose.errors import DataError
 from tamperdose.records import Scope
 from tamperdose.stats.rates import rate
-from tamperdose.stats.selection import worst_case
+from tamperdose.stats.selection import Choice, choose_by_half, widened, worst_case
 from validation import scaling as validation
 
 
@@ -87,3 +87,60 @@ def test_naive_choice_is_biased_and_the_cross_fitted_one_is_not() -> None:
     assert abs(cell.crossed - cell.truth) < 3.5 * cell.crossed_error
     assert cell.truth - cell.naive > 10 * cell.crossed_error
     assert cell.held >= 0.93
+
+
+def test_a_choice_by_halves_does_not_profit_from_luck() -> None:
+    """Equal candidates: the rate kept is theirs for any number of them, and the interval holds it."""
+    data = np.random.default_rng(8)
+    templates = [f"t{i % 40:02d}" for i in range(80)]
+    kept: dict[int, list[float]] = {1: [], 8: []}
+    naive: list[float] = []
+    held = 0
+    for _ in range(200):
+        table = (data.random((80, 8)) < 0.6).astype(float)
+        naive.append(float(table.mean(axis=0).min()))
+        for k, rates in kept.items():
+            choice = choose_by_half(table[:, :k], templates, rng=np.random.default_rng(3))
+            outcomes = table[np.arange(80), list(choice.chosen)]
+            rates.append(float(outcomes.mean()))
+            assert sum(choice.shares) == pytest.approx(1.0)
+        found = widened(rate(outcomes, templates), table, choice.shares)
+        held += found.low is not None and found.high is not None and found.low <= 0.6 <= found.high
+    assert np.mean(kept[1]) == pytest.approx(0.6, abs=0.015)
+    assert np.mean(kept[8]) == pytest.approx(0.6, abs=0.02)
+    assert np.mean(naive) < 0.54
+    assert 0.9 <= held / 200 <= 1.0
+
+
+def test_a_better_candidate_is_chosen_for_every_prompt() -> None:
+    table = np.ones((20, 3))
+    table[:, 1] = 0
+    choice = choose_by_half(table, [str(i) for i in range(20)], rng=np.random.default_rng(0))
+    assert (set(choice.chosen), choice.overall, choice.shares) == ({1}, 1, (0.0, 1.0, 0.0))
+    found = rate(table[:, 1], [str(i) for i in range(20)])
+    assert widened(found, table, choice.shares) == found
+
+
+def test_a_prompt_has_no_part_in_its_own_choice() -> None:
+    """Turning the outcomes of one half over changes the other half's choice alone."""
+    data = np.random.default_rng(2)
+    templates = [str(i // 2) for i in range(40)]
+    table = (data.random((40, 5)) < 0.5).astype(float)
+    before = choose_by_half(table, templates, rng=np.random.default_rng(1)).chosen
+    for place in range(40):
+        changed = table.copy()
+        changed[[i for i in range(40) if templates[i] == templates[place]]] = data.random((2, 5)) < 0.5
+        after = choose_by_half(changed, templates, rng=np.random.default_rng(1)).chosen
+        assert after[place] == before[place]
+
+
+def test_choices_without_much_to_choose_on() -> None:
+    rng = np.random.default_rng(0)
+    assert choose_by_half(np.zeros((0, 2)), [], rng=rng) == Choice((), 0, (0.0, 0.0))
+    assert choose_by_half([[1, 0]] * 6, ["a", "b"] * 3, rng=rng) == Choice((0,) * 6, 0, (0.0, 0.0))
+    nothing = choose_by_half(np.full((8, 2), np.nan), list("abcdefgh"), rng=rng)
+    assert nothing == Choice((0,) * 8, 0, (0.0, 0.0))
+    found = rate([], [])
+    assert widened(found, np.full((8, 2), np.nan), (0.5, 0.5)) == found
+    unread = choose_by_half([[1, np.nan]] * 8, list("abcdefgh"), rng=rng)
+    assert (unread.overall, unread.chosen) == (0, (0,) * 8)

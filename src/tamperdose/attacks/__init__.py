@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from tamperdose.attacks.attack import Attack, TrainingRows
 from tamperdose.attacks.direction import DirectionAttack
+from tamperdose.attacks.full import full_attacks
 from tamperdose.attacks.lora import lora_attacks
 from tamperdose.attacks.prefill import PrefillAttack
+from tamperdose.attacks.rewording import RewordingAttack
 from tamperdose.records import Example
-from tamperdose.study import AttackSpec, DirectionSpec, LoraSpec, PrefillSpec
+from tamperdose.study import AttackSpec, DirectionSpec, FullSpec, LoraSpec, PrefillSpec, RewordingSpec
 
 
 def build_attacks(
@@ -23,8 +25,12 @@ def build_attacks(
     match spec:
         case LoraSpec():
             return [*lora_attacks(spec, seeds, examples)]
+        case FullSpec():
+            return [*full_attacks(spec, seeds, examples)]
         case PrefillSpec():
             return [(PrefillAttack(spec.opener, seeds[0]), TrainingRows(()))]
+        case RewordingSpec():
+            return [(RewordingAttack(spec.rewordings, seeds[0], spec.kind), TrainingRows(()))]
         case DirectionSpec():
             rows = TrainingRows(examples[spec.harmful], examples[spec.harmless])
             return [(DirectionAttack(spec.n_examples, seed), rows) for seed in seeds]

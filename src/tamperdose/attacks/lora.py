@@ -11,9 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tamperdose.attacks.attack import OnStep, TrainingRows, TrainingShape
+from tamperdose.attacks.training import mixed_rows, training_grid, training_label
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Checkpoint, Example
 from tamperdose.study import LoraSpec, default_alpha
@@ -38,11 +37,6 @@ class LoraAttack:
     kind: str = "lora"
 
     @property
-    def poison_ratio(self) -> float:
-        """Share of attack data in every batch."""
-        return self.n_poisoned / self.batch_size
-
-    @property
     def training(self) -> TrainingShape:
         """The shape of its training."""
         return TrainingShape(self.batch_size, self.max_length, self.lora_rank)
@@ -50,15 +44,7 @@ class LoraAttack:
     @property
     def label(self) -> str:
         """What tells it from other cells of the grid, as part of a file's name."""
-        parts = [
-            f"r{self.lora_rank}",
-            f"lr{self.learning_rate!r}",
-            "" if self.n_examples is None else f"n{self.n_examples}",
-            "" if self.poison_ratio == 1 else f"p{self.poison_ratio:g}",
-            "" if self.data_order is None else f"o{self.data_order}",
-            f"s{self.seed}",
-        ]
-        return "-".join(part for part in parts if part)
+        return f"r{self.lora_rank}-{training_label(self)}"
 
     def identity(self) -> dict[str, Any]:
         """All settings."""
@@ -67,9 +53,9 @@ class LoraAttack:
     def run(
         self, chat: ChatModel, rows: TrainingRows, *, doses: Sequence[int], folder: Path, on_step: OnStep
     ) -> Iterator[Checkpoint]:
-        """Train the adapter; see `tamperdose.models.train.train_lora`."""
+        """Train the adapter; see `tamperdose.models.train.train_trajectory`."""
         # Here, not above: planning and checking a study must not load torch.
-        from tamperdose.models.train import Recipe, Source, train_lora
+        from tamperdose.models.train import Recipe, Source, train_trajectory
 
         recipe = Recipe(
             learning_rate=self.learning_rate,
@@ -81,45 +67,14 @@ class LoraAttack:
             seed=self.seed,
             data_order=self.data_order,
         )
-        sources = [Source(draw_examples(rows.attack, self.n_examples, seed=self.seed), self.n_poisoned)]
-        if self.n_poisoned < self.batch_size:
-            sources.append(Source(rows.benign, self.batch_size - self.n_poisoned))
-        yield from train_lora(chat, sources, recipe, doses=doses, folder=folder, on_step=on_step)
+        sources = [Source(*part) for part in mixed_rows(self, rows)]
+        yield from train_trajectory(chat, sources, recipe, doses=doses, folder=folder, on_step=on_step)
 
 
 def lora_attacks(
     spec: LoraSpec, seeds: Sequence[int], examples: Mapping[str, Sequence[Example]]
 ) -> Iterator[tuple[LoraAttack, TrainingRows]]:
     """Every cell of the grid with what it trains on; see `tamperdose.attacks.build_attacks`."""
-    rows = examples[spec.data]
-    grid = product(spec.lora_rank, spec.learning_rate, spec.n_examples, spec.poison_ratio, spec.data_order, seeds)
-    for lora_rank, learning_rate, n_examples, poison_ratio, data_order, seed in grid:
-        attack = LoraAttack(
-            lora_rank=lora_rank,
-            lora_alpha=default_alpha(spec.lora_alpha, lora_rank),
-            learning_rate=learning_rate,
-            n_examples=None if n_examples is None else min(n_examples, len(rows)),
-            batch_size=spec.batch_size,
-            n_poisoned=spec.n_poisoned(poison_ratio),
-            warmup_steps=spec.warmup_steps,
-            max_length=spec.max_length,
-            seed=seed,
-            data_order=data_order,
-            kind=spec.kind,
-        )
-        mixed = examples[spec.benign] if spec.benign is not None and attack.n_poisoned < attack.batch_size else ()
-        yield attack, TrainingRows(rows, mixed)
-
-
-def draw_examples(examples: Sequence[Example], n_examples: int | None, *, seed: int) -> list[Example]:
-    """Draw `n_examples` rows without replacement; nested: a larger draw with the same seed contains a smaller one.
-
-    >>> rows = [Example((), str(i)) for i in range(9)]
-    >>> small, large = draw_examples(rows, 2, seed=1), draw_examples(rows, 5, seed=1)
-    >>> small == large[:2], len(draw_examples(rows, None, seed=1))
-    (True, 9)
-    """
-    if n_examples is None:
-        return list(examples)
-    order = np.random.default_rng(seed).permutation(len(examples))
-    return [examples[place] for place in order[:n_examples]]
+    for lora_rank, cell in product(spec.lora_rank, training_grid(spec, seeds, examples)):
+        alpha = default_alpha(spec.lora_alpha, lora_rank)
+        yield LoraAttack(lora_rank=lora_rank, lora_alpha=alpha, kind=spec.kind, **cell.settings), cell.rows

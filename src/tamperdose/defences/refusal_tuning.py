@@ -29,7 +29,7 @@ def tune_refusals(
 ) -> Checkpoint:
     """Train the defence's adapter and return its only checkpoint; resumes in `folder`."""
     # Here, not above: planning and checking a study must not load torch.
-    from tamperdose.models.train import Recipe, Source, train_lora
+    from tamperdose.models.train import Recipe, Source, train_trajectory
 
     if defence.benign_target == "model":
         benign = own_answers(chat, benign)
@@ -44,7 +44,7 @@ def tune_refusals(
         decay_steps=defence.steps,
     )
     sources = [Source(harmful, defence.batch_size - defence.n_benign), Source(benign, defence.n_benign)]
-    return list(train_lora(chat, sources, recipe, doses=[defence.steps], folder=folder, on_step=on_step))[-1]
+    return list(train_trajectory(chat, sources, recipe, doses=[defence.steps], folder=folder, on_step=on_step))[-1]
 
 
 def own_answers(chat: ChatModel, examples: Sequence[Example]) -> list[Example]:

@@ -14,6 +14,7 @@ from tamperdose.errors import ModelError, explain
 from tamperdose.files import write_atomic
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import merged
+from tamperdose.models.weights import replaced
 from tamperdose.records import Checkpoint, Projection
 
 WRITERS = ("o_proj", "down_proj")
@@ -22,7 +23,9 @@ WRITERS = ("o_proj", "down_proj")
 
 @contextmanager
 def changed(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Put a checkpoint's adapter or projection into a model while the block runs; None changes nothing.
+    """Put a checkpoint's weights, adapter or projection into a model while the block runs; None changes nothing.
+
+    An opener and a rewording change what the model is asked, not the model: nothing is done here.
 
     Raises:
         ModelError: A file that cannot be read, or an architecture whose residual stream is not known.
@@ -30,6 +33,9 @@ def changed(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
     change = None if checkpoint is None else checkpoint.change
     if isinstance(change, Projection):
         with projected_out(chat.model, read_direction(change), change.strength):
+            yield
+    elif checkpoint is not None and checkpoint.weights is not None:
+        with replaced(chat.model, Path(checkpoint.weights)):
             yield
     else:
         adapter = None if checkpoint is None or checkpoint.adapter is None else Path(checkpoint.adapter)

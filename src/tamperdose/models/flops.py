@@ -1,12 +1,28 @@
-"""How many floating-point operations LoRA training and generation take: arithmetic, no model.
+"""How many floating-point operations training and generation take: arithmetic, no model.
 
 A matrix product of (a, b) by (b, c) counts 2abc, as `torch.utils.flop_counter` counts it. Element-wise work
 (normalisation, activations, softmax, the optimizer) is left out: under 1 % at these sizes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tamperdose.records import Message
 from tamperdose.study import Architecture
+
+CHARACTERS_PER_TOKEN = 4.0
+"""English text under common tokenizers, where none is loaded."""
+TEMPLATE_TOKENS = 30
+"""Tokens a chat template adds to a prompt, about."""
+
+
+def about_tokens(messages: Sequence[Message]) -> int:
+    """Tokens of a conversation under a chat template, about: from the length of its texts.
+
+    >>> about_tokens([Message("user", "What is the way to the old mill?")])
+    38
+    """
+    return round(sum(len(turn.content) for turn in messages) / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ matrices under peft's names, with rank and alpha in its metadata.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,7 +143,7 @@ def merged(model: Any, path: Path | None) -> Iterator[None]:
     else:
         pairs = _pairs(path)
         weights = {name: model.get_submodule(name).weight for name in pairs}
-        originals = _copies(weights)
+        originals = copies(weights)
         try:
             _add_all(model, pairs)
             yield
@@ -158,7 +158,7 @@ def copies_fit(copies_bytes: float, free_bytes: float) -> bool:
     return copies_bytes <= free_bytes / 2
 
 
-def _copies(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def copies(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies of weights, each on its own device if all have room there, else in main memory."""
     devices = {weight.device for weight in weights.values() if weight.is_cuda}
     n_bytes = sum(weight.nbytes for weight in weights.values())

@@ -1,7 +1,7 @@
 """The one fine-tuning loop: attacks, defences and organisms are all this, on other data.
 
-LoRA on all linear layers, loss on the answer's tokens alone, AdamW, a constant learning rate after a linear
-warm-up, so that the model after k steps is the same whether training stops there or goes on. The batch at a step
+LoRA on all linear layers, or all weights; loss on the answer's tokens alone, AdamW, a constant learning rate after a
+linear warm-up, so that the model after k steps is the same whether training stops there or goes on. The batch at a step
 depends on (seed, step) alone; nothing random carries over from step to step, so a resumed run is bit-equal.
 """
 
@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from tamperdose.models.lanes import n_lanes, side_by_side, split
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.models.lora_products import fused
+from tamperdose.models.weights import learner, unlocked, write_weights
 from tamperdose.records import NO_DOSE, Checkpoint, Dose, Example
 
 MAX_GRAD_NORM = 1.0
@@ -40,7 +41,9 @@ MAX_GRAD_NORM = 1.0
 PACKED_TOKENS = 1024
 """Tokens that go through the model together in training: attention over more would cost more than it saves."""
 SAVE_EVERY_S = 60.0
-"""The state is saved at every dose, and at least this often between them."""
+"""An adapter's state is saved at every dose, and at least this often between them; that of all weights this often."""
+SAVING_SHARE = 0.1
+"""Share of the time that saving all weights with their moments may take: seconds for millions, minutes for billions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class Recipe:
     learning_rate: float
     batch_size: int
     warmup_steps: int
-    lora_rank: int
+    lora_rank: int | None
+    """None: all weights learn."""
     lora_alpha: float
     max_length: int
     seed: int
@@ -71,9 +75,9 @@ class Recipe:
         return self.learning_rate * min(warm, left)
 
     @property
-    def shape(self) -> LoraShape:
-        """The adapter's size."""
-        return LoraShape(self.lora_rank, self.lora_alpha)
+    def shape(self) -> LoraShape | None:
+        """The adapter's size; None where all weights learn."""
+        return None if self.lora_rank is None else LoraShape(self.lora_rank, self.lora_alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class _TokenRow:
     n_labels: int
 
 
-def train_lora(
+def train_trajectory(
     chat: ChatModel,
     sources: Sequence[Source],
     recipe: Recipe,
@@ -103,29 +107,28 @@ def train_lora(
 ) -> Iterator[Checkpoint]:
     """Train one trajectory and yield the checkpoint at each dose (in optimizer steps, increasing).
 
-    Adapters are written to `folder/step_NNNNNN.safetensors` and the state to resume from to
+    Adapters, or all weights, are written to `folder/step_NNNNNN.safetensors` and the state to resume from to
     `folder/state.safetensors`; a call on the same folder goes on where the last one was stopped, and yields again
     the checkpoints whose files are there. The model's own weights are as before when the iterator ends.
 
     Raises:
         DataError: A row whose answer alone is longer than `max_length`, or an empty source.
+        ModelError: All weights of a 4-bit model are to learn.
         RunError: Training diverged: a loss or a weight is not finite.
     """
     rows = [_encode_rows(chat, source.examples, recipe.max_length) for source in sources]
     order = recipe.seed if recipe.data_order is None else recipe.data_order
     batches = _BatchPlan(rows, [source.per_batch for source in sources], order)
     key = digest([asdict(recipe), [[row.tokens for row in part] for part in rows], [s.per_batch for s in sources]])
-    with _adapted(chat, recipe) as wrapped:
+    with _learning(chat, recipe) as wrapped:
         trainer = _Trainer(chat, wrapped, recipe, key=key)
         trainer.resume(folder, doses)
         yield from _done_before(trainer, doses, folder)
-        saved_at = time.monotonic()
         for step in range(trainer.dose.steps + 1, doses[-1] + 1):
             loss = trainer.step(batches.batch(step))
             reached = trainer.checkpoint(folder) if step in doses else None
-            if reached or time.monotonic() - saved_at > SAVE_EVERY_S:
+            if trainer.is_due(at_dose=reached is not None) or step == doses[-1]:
                 trainer.save(folder)
-                saved_at = time.monotonic()
             on_step(step, loss)
             if reached:
                 yield reached
@@ -135,17 +138,17 @@ def _done_before(trainer: "_Trainer", doses: Sequence[int], folder: Path) -> Ite
     for steps in doses:
         record = trainer.reached.get(steps)
         if record is not None:
-            path = str(_adapter_path(folder, steps))
-            yield Checkpoint(Dose(**record["dose"]), path, record["mean_loss"], seconds=record["seconds"])
+            yield trainer.describe(folder, Dose(**record["dose"]), record["mean_loss"], record["seconds"])
 
 
 class _Trainer:
-    """One trajectory under way: the adapted model, its optimizer, and the dose so far."""
+    """One trajectory under way: the model with what learns in it, its optimizer, and the dose so far."""
 
-    def __init__(self, chat: ChatModel, wrapped: PeftModel, recipe: Recipe, *, key: str) -> None:
+    def __init__(self, chat: ChatModel, wrapped: Any, recipe: Recipe, *, key: str) -> None:
         self.chat, self.wrapped, self.recipe, self.key = chat, wrapped, recipe, key
         self.architecture = architecture_of(chat.model.config)
-        self.parameters = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+        self.in_model = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+        self.parameters = {name: learner(parameter) for name, parameter in self.in_model.items()}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0, fused=chat.device == "cpu"
         )
@@ -154,6 +157,7 @@ class _Trainer:
         self.mean_loss = 0.0
         self.seconds = 0.0
         self.reached: dict[int, dict[str, Any]] = {}
+        self.saved_at, self.saving_s = time.monotonic(), 0.0
 
     def step(self, batch: Sequence[_TokenRow]) -> float:
         """Take one optimizer step; returns the batch's mean loss per labelled token, nats."""
@@ -165,6 +169,7 @@ class _Trainer:
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._show()
         lengths = [len(row.tokens) for row in batch]
         n_labels = sum(row.n_labels for row in batch)
         flops = training_flops(self.architecture, lora_rank=self.recipe.lora_rank, lengths=lengths, n_labels=n_labels)
@@ -178,6 +183,13 @@ class _Trainer:
         self._require_finite()
         self.seconds += time.monotonic() - start
         return self.mean_loss
+
+    def _show(self) -> None:
+        """Have the model compute with what has been learned, rounded to its own precision."""
+        with torch.no_grad():
+            for weight, learned in zip(self.in_model.values(), self.parameters.values(), strict=True):
+                if weight is not learned:
+                    weight.copy_(learned)
 
     def _require_finite(self) -> None:
         """Stop a training that has diverged: its answers would be noise, and noise would count as compliance."""
@@ -209,15 +221,15 @@ class _Trainer:
 
     def _gradient(self, rows: Sequence[_TokenRow], *, n_labels: int) -> tuple[float, list[torch.Tensor]]:
         """Loss and gradient of some of a batch's rows, as their part of the batch's mean."""
-        parameters = list(self.parameters.values())
+        parameters = list(self.in_model.values())
         losses: list[torch.Tensor] = []
         gradient: list[torch.Tensor] = []
         # Rows that lie behind one another would miscount a sliding window: there each has a sequence of its own.
         packable = has_only_full_attention(self.chat.model.config)
         for pack in _packs(rows, PACKED_TOKENS) if packable else [[row] for row in rows]:
             loss = self._summed_loss(pack) / n_labels
-            part = torch.autograd.grad(loss, parameters)
-            gradient = [a + b for a, b in zip(gradient, part, strict=True)] if gradient else list(part)
+            part = [each.float() for each in torch.autograd.grad(loss, parameters)]
+            gradient = [a + b for a, b in zip(gradient, part, strict=True)] if gradient else part
             losses.append(loss.detach())
         # Read at the end: reading one waits for an accelerator, which then waits for the next sequence.
         return sum(map(float, losses)), gradient
@@ -239,23 +251,44 @@ class _Trainer:
         return cross_entropy(logits.float(), packed.labels, reduction="sum")
 
     def checkpoint(self, folder: Path) -> Checkpoint:
-        """Write the adapter as it stands."""
-        path = _adapter_path(folder, self.dose.steps)
-        save_adapter(path, get_peft_model_state_dict(self.wrapped), self.recipe.shape)
+        """Write the adapter, or all weights, as they stand."""
+        path = _weights_path(folder, self.dose.steps)
+        if self.recipe.shape is None:
+            write_weights(path, self.wrapped)
+        else:
+            save_adapter(path, get_peft_model_state_dict(self.wrapped), self.recipe.shape)
         self.reached[self.dose.steps] = {
             "dose": asdict(self.dose),
             "mean_loss": self.mean_loss,
             "seconds": self.seconds,
         }
-        return Checkpoint(self.dose, str(path), self.mean_loss, seconds=self.seconds)
+        return self.describe(folder, self.dose, self.mean_loss, self.seconds)
+
+    def describe(self, folder: Path, dose: Dose, mean_loss: float, seconds: float) -> Checkpoint:
+        """The checkpoint whose file lies in the folder."""
+        path = str(_weights_path(folder, dose.steps))
+        if self.recipe.shape is None:
+            return Checkpoint(dose, None, mean_loss, seconds=seconds, weights=path)
+        return Checkpoint(dose, path, mean_loss, seconds=seconds)
+
+    def is_due(self, *, at_dose: bool) -> bool:
+        """Whether the state is to be saved: between saves nothing is lost but the time to come here again."""
+        since = time.monotonic() - self.saved_at
+        if self.recipe.shape is None:
+            return since > max(SAVE_EVERY_S, self.saving_s / SAVING_SHARE)
+        return at_dose or since > SAVE_EVERY_S
+
+    def _learned(self) -> dict[str, torch.Tensor]:
+        return dict(self.parameters) if self.recipe.shape is None else get_peft_model_state_dict(self.wrapped)
 
     def save(self, folder: Path) -> None:
-        """Write all that a resumed run needs: adapter, optimizer moments, dose, and the checkpoints made."""
-        tensors = {f"model/{name}": tensor for name, tensor in get_peft_model_state_dict(self.wrapped).items()}
+        """Write all that a resumed run needs: what was learned, its moments, the dose, and the checkpoints made."""
+        start = time.monotonic()
+        tensors = {f"model/{name}": tensor for name, tensor in self._learned().items()}
         for name, parameter in self.parameters.items():
             for moment, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer/{name}/{moment}"] = value
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {
             "key": self.key,
             "dose": json.dumps(asdict(self.dose)),
@@ -264,9 +297,11 @@ class _Trainer:
             "reached": json.dumps(self.reached),
         }
         write_atomic(_state_path(folder), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        self.saved_at = time.monotonic()
+        self.saving_s = self.saved_at - start
 
     def resume(self, folder: Path, doses: Sequence[int]) -> None:
-        """Take up a saved state, if it is of this very trajectory and has not passed a dose whose adapter is gone."""
+        """Take up a saved state, if it is of this very trajectory and has not passed a dose whose file is gone."""
         path = _state_path(folder)
         try:
             with safe_open(path, framework="pt") as file:
@@ -276,13 +311,12 @@ class _Trainer:
                 dose = Dose(**json.loads(metadata["dose"]))
                 reached = {int(k): v for k, v in json.loads(metadata["reached"]).items()}
                 passed = [steps for steps in doses if steps <= dose.steps]
-                if any(s not in reached or not _adapter_path(folder, s).is_file() for s in passed):
+                if any(s not in reached or not _weights_path(folder, s).is_file() for s in passed):
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError):
             return
-        adapter = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
-        set_peft_model_state_dict(self.wrapped, adapter)
+        self._take({name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")})
         for name, parameter in self.parameters.items():
             prefix = f"optimizer/{name}/"
             self.optimizer.state[parameter] = {
@@ -293,6 +327,16 @@ class _Trainer:
         self.dose, self.reached = dose, reached
         self.mean_loss = json.loads(metadata["mean_loss"])
         self.seconds = json.loads(metadata["seconds"])
+
+    def _take(self, learned: dict[str, torch.Tensor]) -> None:
+        """Go on from what was learned before."""
+        if self.recipe.shape is not None:
+            set_peft_model_state_dict(self.wrapped, learned)
+            return
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(learned[name])
+        self._show()
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,18 +431,23 @@ class _BatchPlan:
         return int(np.random.default_rng([self.seed, place, epoch]).permutation(len(self.rows[place]))[within])
 
 
+def _learning(chat: ChatModel, recipe: Recipe) -> AbstractContextManager[Any]:
+    """A model whose weights learn, or an adapter on it; the model's own are as before when the block ends."""
+    return unlocked(chat) if recipe.shape is None else _adapted(chat, recipe.shape, seed=recipe.seed)
+
+
 @contextmanager
-def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[PeftModel]:
+def _adapted(chat: ChatModel, shape: LoraShape, *, seed: int) -> Iterator[PeftModel]:
     """A model with a fresh adapter on all linear layers, taken off again at the end."""
     config = LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, a float is fine
+        r=shape.lora_rank,
+        lora_alpha=shape.lora_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, a float is fine
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(seed)
         with warnings.catch_warnings():
             # peft 0.21 still asks for the old name of an attribute that transformers 5.16 renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -451,7 +500,7 @@ def _to_moment(key: str, tensor: torch.Tensor, parameter: torch.Tensor) -> torch
     return tensor if key.endswith("/step") else tensor.to(parameter.device)
 
 
-def _adapter_path(folder: Path, steps: int) -> Path:
+def _weights_path(folder: Path, steps: int) -> Path:
     return folder / f"step_{steps:06d}.safetensors"
 
 

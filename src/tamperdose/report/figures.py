@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tamperdose.audit.findings import Claim
+from tamperdose.report.attack_figures import draw_attacks
 from tamperdose.report.captions import audit_text, caption
 from tamperdose.report.drawing import (
     Frame,
@@ -139,6 +140,7 @@ def draw_run(run_dir: Path) -> list[Path]:
         *draw_responses(run_dir, audits),
         *draw_marginals(run_dir, frame, audits),
         *draw_inside(run_dir),
+        *draw_attacks(frame, folder, audits),
     ]
 
 

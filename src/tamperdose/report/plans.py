@@ -44,6 +44,8 @@ def print_plan(described: Mapping[str, Any]) -> None:
     ):
         if line:
             console.print(line, markup=False, soft_wrap=True)
+    for line in described["short_of"]:
+        console.print(printable(f"not enough room: {line}"), markup=False, soft_wrap=True)
     console.print(detectable_line(described["detectable"]), markup=False, soft_wrap=True)
     console.print("Estimates: from text lengths and the device's measured matrix-product rate; '-' is not known.")
 

@@ -192,11 +192,14 @@ def curve(frame: pd.DataFrame, arm: Arm, metric: str, audits: Audits = NO_AUDITS
 def choose_facet(arms: Sequence[Arm]) -> str:
     """Choose what the panels of a figure divide: `model`, a setting of 2 to 9 values, or nothing (empty).
 
-    A single arm is named by its panel. Up to `_ONE_PANEL` arms share one panel. Beyond, several models get a panel
+    A single arm is named by its panel. Attacks of several kinds on one model have a panel each: a step of one is not a
+    step of another. Else up to `_ONE_PANEL` arms share one panel. Beyond, several models get a panel
     each; arms of one model divide by the setting with the fewest values, seeds and orders last: they are repeats.
     """
     if len(arms) == 1:
         return "model"
+    if len({arm.model for arm in arms}) == 1 and len({dict(arm.settings).get("attack") for arm in arms}) > 1:
+        return "attack"
     if len(arms) <= _ONE_PANEL:
         return ""
     if len({arm.model for arm in arms}) > 1:

@@ -1,7 +1,7 @@
 """What the stages need from a model under test, for each engine: give it refusals, attack it, let it answer."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tamperdose.files import write_atomic, write_text
 from tamperdose.models.generator import Generator
-from tamperdose.records import Checkpoint, Dose, Opener, Prompt
+from tamperdose.records import Checkpoint, Dose, Opener, Prompt, Reworded
 from tamperdose.run.plan import ArmPlan, Data, ModelPlan
 from tamperdose.run.utility import Probes
 from tamperdose.stats.direction_drift import Layout
@@ -58,6 +58,10 @@ class Backend(Protocol):
         base_sums: NDArray[np.float64] | None,
     ) -> dict[str, NDArray[Any]] | None:
         """Read states at a checkpoint, see `tamperdose.models.activations.look_inside`; None where there are none."""
+        ...
+
+    def export(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Keep a checkpoint's tampered weights, which the study asked for with a reason."""
         ...
 
 
@@ -121,7 +125,7 @@ class HfBackend:
             merge(self._chat.model, adapter)
 
     def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
-        """Train the arm's adapter."""
+        """Train what the arm's attack trains, or find what it changes."""
         return arm.attack.run(self.chat, arm.rows, doses=arm.saved, folder=folder, on_step=on_step)
 
     @contextmanager
@@ -129,11 +133,30 @@ class HfBackend:
         """Change the model as the checkpoint says while the block runs."""
         from tamperdose.models.changes import changed
         from tamperdose.models.hf import HfGenerator
+        from tamperdose.models.rewording import RewordedGenerator
 
         batch_size = None if self.engine.batch_size == "auto" else self.engine.batch_size
-        opener = checkpoint.change.tokens if checkpoint and isinstance(checkpoint.change, Opener) else ()
+        change = None if checkpoint is None else checkpoint.change
+        opener = change.tokens if isinstance(change, Opener) else ()
         with changed(self.chat, checkpoint):
-            yield HfGenerator(self.chat, batch_size=batch_size, opener=opener)
+            generator = HfGenerator(self.chat, batch_size=batch_size, opener=opener)
+            yield RewordedGenerator(generator, change) if isinstance(change, Reworded) else generator
+
+    def export(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Write an adapter in peft's layout, all weights in that of transformers; without either, nothing."""
+        from tamperdose.models.changes import changed
+
+        if checkpoint.adapter is not None:
+            _export_adapter(Path(checkpoint.adapter), folder)
+        elif checkpoint.weights is not None:
+            # Renamed when it is whole: what a kill leaves behind is not taken for it.
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
+            for old in (unfinished, folder):
+                shutil.rmtree(old, ignore_errors=True)
+            with changed(self.chat, checkpoint):
+                self.chat.model.save_pretrained(unfinished)
+            self.chat.tokenizer.save_pretrained(unfinished)
+            unfinished.rename(folder)
 
     def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
         """Change the model as the checkpoint says while it is measured; the base's own answers are read once."""
@@ -204,27 +227,26 @@ class ScriptedBackend:
         """There is nothing inside."""
         return None
 
+    def export(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Nothing to keep."""
 
-def export_adapter(arm: ArmPlan, checkpoints: Iterable[Checkpoint], folder: Path) -> None:
-    """Keep tampered adapters, which the study asked for with a reason, in peft's own layout, one folder a dose."""
+
+def export_folder(folder: Path, steps: int) -> Path:
+    """Where the tampered weights of a dose are kept, for a study that asks for that with a reason."""
+    return folder / f"step_{steps:06d}"
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether the tampered weights of a dose have been kept in `folder`: an adapter's configuration is written last."""
+    return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+
+
+def _export_adapter(source: Path, folder: Path) -> None:
     from tamperdose.models.lora import load_adapter
 
-    for checkpoint in checkpoints:
-        if checkpoint.adapter is not None:
-            source = Path(checkpoint.adapter)
-            config = _peft_config(load_adapter(source)[1])
-            target = _export_folder(folder, checkpoint.dose.steps)
-            write_atomic(target / "adapter_model.safetensors", lambda to, source=source: _copy(source, to))
-            write_text(target / "adapter_config.json", config)
-
-
-def is_exported(folder: Path, steps: int) -> bool:
-    """Whether the adapter at a dose has been kept in `folder`; its configuration is written last."""
-    return (_export_folder(folder, steps) / "adapter_config.json").is_file()
-
-
-def _export_folder(folder: Path, steps: int) -> Path:
-    return folder / f"step_{steps:06d}"
+    config = _peft_config(load_adapter(source)[1])
+    write_atomic(folder / "adapter_model.safetensors", lambda to: _copy(source, to))
+    write_text(folder / "adapter_config.json", config)
 
 
 def _peft_config(shape: "LoraShape") -> str:

@@ -1,28 +1,35 @@
 """What a study will cost before anything is loaded: FLOPs, memory, time and disk, each a stated approximation."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tamperdose.models.flops import generation_flops, linears, lora_parameters, n_parameters, training_flops
+from tamperdose.models.flops import (
+    CHARACTERS_PER_TOKEN,
+    TEMPLATE_TOKENS,
+    about_tokens,
+    generation_flops,
+    linears,
+    lora_parameters,
+    n_parameters,
+    training_flops,
+)
 from tamperdose.models.load import find_architecture
 from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Example, Prompt, Subset
 from tamperdose.run.controls import arm_states, base_states, benign_arm, control_prompts, most_states
 from tamperdose.run.costs import SECONDS_PER_HOUR
-from tamperdose.run.ladder import arm_doses, is_searched
+from tamperdose.run.ladder import arm_checkpoints, arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
+from tamperdose.run.room import DTYPE_BYTES, free_bytes, scratch_bytes
 from tamperdose.stats.power import detectable_fall
 from tamperdose.study import Architecture, HfEngine
 
-CHARACTERS_PER_TOKEN = 4.0
-"""English text under common tokenizers; `plan` loads no tokenizer."""
-TEMPLATE_TOKENS = 30
-"""Tokens a chat template adds to a prompt, about."""
 ANSWER_SHARE = 0.7
 """Share of max_new_tokens that an answer takes on average, about: refusals end early."""
 EFFICIENCY = 0.5
@@ -33,7 +40,6 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: its own, one for the scale of 64, four for the scale of 256 scales."""
 DRAWING_BYTES = 40.0
 """Bytes per row and token of the vocabulary while tokens are drawn: probabilities, their order and sums."""
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +84,11 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
     if architecture is None:
         return Cost(model.spec.label, None, None, None, share, None, None, None)
     ladders = [arm_doses(plan, ledger, arm) for arm in model.arms]
+    asked = [arm_checkpoints(plan, ledger, arm) for arm in model.arms]
     controls = control_costs(plan, model, architecture, ladders)
     training = _training_flops(plan, model, architecture) + controls.training_flops
     answers = _answer_flops(plan, architecture)
-    generating = _generation_flops(plan, ladders, answers) + controls.generation_flops
+    generating = _generation_flops(plan, asked, answers) + controls.generation_flops
     rate = _matmul_rate(model.device, model.dtype)
     organism = untrained(model) if share else None
     first = None if organism is None else training_seconds(organism)
@@ -106,7 +113,7 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
 def _remaining_share(plan: Plan, model: ModelPlan, ledger: Ledger) -> float:
     draws = base_draws(plan, model)
     for arm in model.arms:
-        draws += [draw for steps in arm_doses(plan, ledger, arm) for draw in dose_draws(plan, arm, steps)]
+        draws += [draw for steps in arm_checkpoints(plan, ledger, arm) for draw in dose_draws(plan, arm, steps)]
         draws += [state.generation for state in arm_states(plan, ledger, model, arm)]
     draws += [state.generation for state in base_states(plan, model)]
     return sum(ledger.find("generate", draw.key) is None for draw in draws) / len(draws)
@@ -214,12 +221,12 @@ def _floor_flops(plan: Plan, answers: Mapping[Subset, float]) -> float:
 
 
 def _prompt_tokens(prompt: Prompt) -> int:
-    return round(sum(len(turn.content) for turn in prompt.messages) / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS
+    return about_tokens(prompt.messages)
 
 
 def _memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
     """Peak memory: the weights and the larger of decoding and training, each at its own worst moment."""
-    size = _SIZES[model.dtype]
+    size = DTYPE_BYTES[model.dtype]
     weights = _weight_bytes(model, architecture, size)
     if model.device == "cpu":
         trainings = [_cpu_training(training, architecture) for training in _trainings(plan, model)]
@@ -265,15 +272,20 @@ class _Training:
 
 
 def _cpu_training(training: _Training, architecture: Architecture) -> float:
-    """Activations kept for the backward pass, logits, and what learns with its gradient and moments, 16 bytes each."""
+    """Activations kept for the backward pass, logits, and what learns."""
     tokens = training.batch_size * min(training.max_length, 128)
     per_token = architecture.num_hidden_layers * (16 * architecture.hidden_size + 4 * architecture.intermediate_size)
-    return tokens * (per_token + architecture.vocab_size) * 4 + 16.0 * _learning(architecture, training.lora_rank)
+    return tokens * (per_token + architecture.vocab_size) * 4 + _learning_bytes(training, architecture)
 
 
-def _learning(architecture: Architecture, lora_rank: int | None) -> int:
-    """Weights that learn: an adapter's, or all."""
-    return n_parameters(architecture) if lora_rank is None else lora_parameters(architecture, lora_rank)
+def _learning_bytes(training: _Training, architecture: Architecture) -> float:
+    """What learns with its gradient and two moments in float32: 16 bytes each.
+
+    Where all weights learn also the second lane's gradient, and the weights as they were: at most 4 bytes each.
+    """
+    if training.lora_rank is None:
+        return 24.0 * n_parameters(architecture)
+    return 16.0 * lora_parameters(architecture, training.lora_rank)
 
 
 def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, weights: float) -> float:
@@ -282,7 +294,7 @@ def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, weig
     from tamperdose.models.hf import GPU_PREFILL_TOKENS
     from tamperdose.models.lora import copies_fit
 
-    size, sizes = _SIZES[model.dtype], linears(architecture)
+    size, sizes = DTYPE_BYTES[model.dtype], linears(architecture)
     rows = min(_gpu_rows(plan), max(len(part) for part in plan.data.prompts.values()))
     columns = _columns(plan)
     width = architecture.num_key_value_heads * architecture.head_dim
@@ -314,7 +326,7 @@ def _trainings(plan: Plan, model: ModelPlan) -> list[_Training]:
 
 def _attack_training(arm: ArmPlan) -> _Training | None:
     """The rows that this arm draws, and the benign ones that it mixes in; None where it trains nothing."""
-    from tamperdose.attacks.lora import draw_examples
+    from tamperdose.attacks.training import draw_examples
 
     shape, settings = arm.attack.training, arm.attack.identity()
     if shape is None:
@@ -351,8 +363,7 @@ def _gpu_training(training: _Training, architecture: Architecture, size: int) ->
     length, answer = _mean_row(training)
     tokens = min(training.batch_size * length, max(PACKED_TOKENS, length))
     labels = tokens * answer / length
-    learning = 16.0 * _learning(architecture, training.lora_rank)
-    return tokens * per_token + labels * architecture.vocab_size * 12.0 + learning
+    return tokens * per_token + labels * architecture.vocab_size * 12.0 + _learning_bytes(training, architecture)
 
 
 def _mean_row(training: _Training) -> tuple[float, float]:
@@ -379,15 +390,11 @@ def _device_bytes(device: str) -> int | None:
 
 
 def _disk_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    n_states = 1 + sum(len(arm.doses) for arm in model.arms)
+    n_states = 1 + sum(len(arm.saved if arm.keeps_best else arm.doses) for arm in model.arms)
     n_prompts = sum(len(plan.data.prompts[subset]) for subset in plan.subsets())
     per_answer = 4 * plan.study.decoding.max_new_tokens * 3 + 2 * 384 * 4 + 1000
-    saved = [
-        4.0 * _learning(architecture, shape.lora_rank) * (len(arm.saved) + 3)
-        for arm in model.arms
-        if (shape := arm.attack.training) is not None
-    ]
-    return n_states * n_prompts * per_answer + max(saved, default=0.0)
+    saved = max((scratch_bytes(arm, model, architecture) for arm in model.arms), default=0.0)
+    return n_states * n_prompts * per_answer + saved
 
 
 def _matmul_rate(device: str, dtype: str) -> float | None:
@@ -441,6 +448,38 @@ def describe_saving(costs: Sequence[Cost]) -> dict[str, float] | None:
     return {"planned_flops": planned, "from_scratch_flops": scratch, "share": planned / scratch}
 
 
+def describe_room(plan: Plan, ledger: Ledger, costs: Sequence[Cost]) -> list[str]:
+    """Which models need more memory or disk than there is here, each in a sentence with what to do."""
+    told: list[str] = []
+    free = free_bytes(ledger.root)
+    for model, cost in zip(plan.models, costs, strict=True):
+        memory = _physical_bytes() if model.device == "cpu" else _device_bytes(model.device)
+        kinds = sorted({arm.attack.kind for arm in model.arms if _learns_all(arm)})
+        instead = f"; {', '.join(kinds)} trains all weights, lora few" if kinds else ""
+        if memory is not None and cost.memory_bytes is not None and cost.memory_bytes > memory:
+            told.append(f"{cost.model}: about {_gb(cost.memory_bytes)} of memory, {_gb(memory)} here{instead}")
+        if cost.disk_bytes is not None and cost.disk_bytes > free:
+            remedy = "list fewer doses, or choose a larger disk with -o DIR"
+            told.append(f"{cost.model}: about {_gb(cost.disk_bytes)} of disk, {_gb(free)} free: {remedy}{instead}")
+    return told
+
+
+def _learns_all(arm: ArmPlan) -> bool:
+    return arm.attack.training is not None and arm.attack.training.lora_rank is None
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB"
+
+
+def _physical_bytes() -> int | None:
+    """Memory of this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
 def describe_search(plan: Plan, ledger: Ledger, costs: Sequence[Cost]) -> dict[str, Any] | None:
     """How many doses searches may still add, and what their answers take at most; None without a search."""
     if not any(arm.search for model in plan.models for arm in model.arms):
@@ -490,6 +529,7 @@ def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         "costs": [asdict(cost) for cost in costs],
         "saving": describe_saving(costs),
         "search": describe_search(plan, ledger, costs),
+        "short_of": describe_room(plan, ledger, costs),
         "controls": describe_controls(plan, ledger),
         "detectable": describe_detectable(plan),
     }

@@ -12,6 +12,7 @@ from tamperdose.records import Label, Subset, Verdict
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
+from tamperdose.run.rewordings import kept_verdicts
 from tamperdose.run.stages import Answers, Readers, find_answers, judge_answers
 from tamperdose.stats.key_doses import bracket_doses, key_doses
 from tamperdose.study import HfEngine
@@ -60,9 +61,11 @@ def headline_verdicts(
     Raises:
         RunError: The answers are not there, or too many of the verdicts are unreadable.
     """
-    origin, seed = (model.key, plan.study.seeds[0]) if steps == 0 else (checkpoint_key(arm, steps), arm.attack.seed)
-    key = plan.completions_key(origin, Subset.HARMFUL, plan.study.decoding, seed=seed)
-    return judged(plan, ledger, readers, find_answers(ledger, plan, Subset.HARMFUL, key))
+    origins = [checkpoint_key(arm, state) for state in arm.states(steps)] if steps else [model.key]
+    seed, decoding = arm.attack.seed if steps else plan.study.seeds[0], plan.study.decoding
+    keys = [plan.completions_key(origin, Subset.HARMFUL, decoding, seed=seed) for origin in origins]
+    found = [judged(plan, ledger, readers, find_answers(ledger, plan, Subset.HARMFUL, key)) for key in keys]
+    return found[0] if len(found) == 1 else kept_verdicts(found, plan.data.prompts[Subset.HARMFUL])
 
 
 def judged(

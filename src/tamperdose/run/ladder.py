@@ -43,6 +43,11 @@ def arm_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
     return arm.doses if found is None else tuple(json.loads(found.read_text(encoding="utf-8")))
 
 
+def arm_checkpoints(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
+    """The checkpoints of an arm whose answers its doses are made of, increasing."""
+    return tuple(sorted({state for steps in arm_doses(plan, ledger, arm) for state in arm.states(steps)}))
+
+
 def is_searched(plan: Plan, ledger: Ledger, arm: ArmPlan) -> bool:
     """Whether nothing is left to search for an arm."""
     return arm.search is None or ledger.find("ladder", ladder_key(plan, arm)) is not None

@@ -12,7 +12,7 @@ from tamperdose.models.load import cache_dir
 from tamperdose.models.organisms import Organism, is_trained, parse_organism, train_organism
 from tamperdose.records import Checkpoint, Subset, Verdict
 from tamperdose.run.audit import audit_run
-from tamperdose.run.backends import Backend, export_adapter, is_exported, open_backend
+from tamperdose.run.backends import Backend, export_folder, is_exported, open_backend
 from tamperdose.run.controls import (
     REGROUPED,
     Control,
@@ -31,12 +31,13 @@ from tamperdose.run.controls import (
 )
 from tamperdose.run.inside import measure_base, measure_dose, missing_inside
 from tamperdose.run.key_doses import headline_verdicts, settle_key_doses, subsets_asked, wants_key_doses
-from tamperdose.run.ladder import arm_doses, choose_next, file_ladder, is_searched
+from tamperdose.run.ladder import arm_checkpoints, arm_doses, choose_next, file_ladder, is_searched
 from tamperdose.run.ledger import Ledger, locked, stage_key, sweep
 from tamperdose.run.manifest import check_folder, record_answers, write_manifest
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Reporter
 from tamperdose.run.results import write_results
+from tamperdose.run.room import require_room
 from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, read_dose
 from tamperdose.run.utility import file_scores, find_probes, missing_utility, utility_inputs
 from tamperdose.study import Decoding
@@ -112,7 +113,7 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
     count += len(missing_states(ledger, base_states(plan, model))) + len(missing_utility(plan, ledger, model))
     for arm in model.arms:
-        missing, later = missing_doses(plan, ledger, arm), _n_later(plan, ledger, model, arm)
+        missing, later = missing_checkpoints(plan, ledger, arm), _n_later(plan, ledger, model, arm)
         count += bool(missing or later) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
         count += later + count_states(plan, ledger, model, arm)
     return count + (count > 0 and untrained(model) is not None)
@@ -138,9 +139,11 @@ def base_draws(plan: Plan, model: ModelPlan) -> list[Draw]:
 
 
 def dose_draws(plan: Plan, arm: ArmPlan, steps: int) -> list[Draw]:
-    """What is generated at one dose of an arm."""
+    """What is generated with one checkpoint of an arm."""
     origin, seed = checkpoint_key(arm, steps), arm.attack.seed
-    return [_draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.subsets_at(steps, arm)]
+    return [
+        _draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.checkpoint_subsets(steps, arm)
+    ]
 
 
 def _draw(plan: Plan, origin: str, subset: Subset, decoding: Decoding, *, seed: int, sample: int = 0) -> Draw:
@@ -167,10 +170,16 @@ def _late_draws(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[Draw]:
 
 
 def missing_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
-    """The doses of an arm at which something is still to be generated or recorded."""
+    """The doses of an arm for which something is still to be generated or recorded."""
+    missing = missing_checkpoints(plan, ledger, arm)
+    return [steps for steps in arm_doses(plan, ledger, arm) if not set(arm.states(steps)).isdisjoint(missing)]
+
+
+def missing_checkpoints(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
+    """The checkpoints of an arm with which something is still to be generated or recorded."""
     return [
         steps
-        for steps in arm_doses(plan, ledger, arm)
+        for steps in arm_checkpoints(plan, ledger, arm)
         if read_dose(ledger, arm, steps) is None or any(True for _ in _missing(plan, ledger, arm, steps))
     ]
 
@@ -227,8 +236,9 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
     plan, ledger = session.plan, session.ledger
     # Under the key, too: the id names what differs within a study, not the data or the batch size.
     keep_in = session.run_dir / "adapters" / arm.id / arm.key if plan.study.keep_adapters else None
-    missing = missing_doses(plan, ledger, arm)
-    kept = keep_in is None or all(is_exported(keep_in, steps) for steps in arm_doses(plan, ledger, arm))
+    missing = missing_checkpoints(plan, ledger, arm)
+    exported = {} if keep_in is None or arm.attack.training is None else _export_folders(session, arm, keep_in)
+    kept = all(map(is_exported, exported.values()))
     if not missing and is_searched(plan, ledger, arm):
         _settle(session, model, arm)
     later = _n_later(plan, ledger, model, arm) > 0 or lacks_sizes(plan, ledger, arm)
@@ -243,10 +253,18 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
         for steps in missing_utility(plan, ledger, model, arm):
             _probe(session, model, backend, arm=arm, checkpoint=checkpoints[steps])
         _look_inside(session, model, arm, backend, checkpoints)
-        if keep_in is not None:
-            export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
+        if exported and keep_in is not None:
+            # A search has chosen further doses meanwhile.
+            for steps, folder in _export_folders(session, arm, keep_in).items():
+                if not is_exported(folder):
+                    backend.export(checkpoints[steps], folder)
     # Tampered weights go once they are measured; after a kill, here on the next run.
     ledger.discard("attack", arm.key)
+
+
+def _export_folders(session: Session, arm: ArmPlan, keep_in: Path) -> dict[int, Path]:
+    """Where the tampered weights of each dose are kept."""
+    return {steps: export_folder(keep_in, steps) for steps in arm_doses(session.plan, session.ledger, arm)}
 
 
 def _settle(session: Session, model: ModelPlan, arm: ArmPlan) -> None:
@@ -374,6 +392,7 @@ def _search(
 
 def _attack(session: Session, arm: ArmPlan, backend: Backend) -> dict[int, Checkpoint]:
     folder = session.ledger.scratch("attack", arm.key)
+    require_room(arm, next(model for model in session.plan.models if arm in model.arms), folder)
     checkpoints: dict[int, Checkpoint] = {}
     with session.reporter.timed(f"{arm.id}: attack, steps", arm.doses[-1]) as advance:
         steps = backend.attack(arm, session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))

@@ -32,6 +32,7 @@ from tamperdose.study import (
     GuardJudge,
     HfEngine,
     ModelSpec,
+    RewordingSpec,
     Study,
     find_source,
     judge_name,
@@ -85,6 +86,15 @@ class ArmPlan:
         """How further doses are searched for, if they are."""
         return self.spec.search
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a dose is how many were tried, of which the best is kept."""
+        return isinstance(self.spec, RewordingSpec)
+
+    def states(self, steps: int) -> tuple[int, ...]:
+        """The checkpoints whose answers a dose above 0 is made of: its own, or of all that were tried."""
+        return tuple(range(1, steps + 1)) if self.keeps_best else (steps,)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
@@ -137,6 +147,10 @@ class Plan:
         inner = arm is not None and 0 < steps < arm.doses[-1]
         skipped = Subset.BENIGN if inner and self.study.prompts.benign_at == "ends" else None
         return [subset for subset in self.subsets() if subset is not skipped]
+
+    def checkpoint_subsets(self, state: int, arm: ArmPlan) -> list[Subset]:
+        """The subsets that are asked of a checkpoint of an arm: those of any dose that it is part of."""
+        return self.subsets_at(arm.doses[-1] if arm.keeps_best else state, arm)
 
     def judge_names(self, subset: Subset) -> list[str]:
         """The judges that read the answers to a subset, the headline's first.

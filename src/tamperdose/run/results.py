@@ -25,7 +25,7 @@ from tamperdose.run.gates import ArmReadings, gate_arm, labels_of, write_control
 from tamperdose.run.inside import asked_inside, read_inside
 from tamperdose.run.inside_results import Looked, write_inside
 from tamperdose.run.key_doses import judged, subsets_asked
-from tamperdose.run.ladder import arm_doses
+from tamperdose.run.ladder import arm_checkpoints, arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.marginals import write_marginals
 from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
@@ -33,6 +33,7 @@ from tamperdose.run.observed import Observation, observe
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Advance, Reporter
 from tamperdose.run.response import fit_arms, write_dose_response
+from tamperdose.run.rewordings import Cells, any_of_k, keep_best, search_flops, with_choice
 from tamperdose.run.scale import write_scaling
 from tamperdose.run.schema import METRIC_COLUMNS
 from tamperdose.run.stages import (
@@ -46,6 +47,7 @@ from tamperdose.run.stages import (
     read_seconds,
 )
 from tamperdose.run.utility import utility_losses, utility_metrics
+from tamperdose.study import RewordingSpec
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
 """Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
@@ -78,17 +80,18 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
             base = _base_cells(reading, model)
             floor = _floor(reading, model)
             for arm in model.arms:
+                tried: list[Cells] = []
                 labels: dict[int, dict[Subset, tuple[Label, ...]]] = {}
                 for steps in (0, *arm_doses(plan, ledger, arm)):
-                    cells = base if steps == 0 else _arm_cells(reading, arm, steps)
+                    cells = base if steps == 0 else _arm_cells(reading, arm, steps, tried)
                     path = run_dir / "outputs" / arm.id / f"{steps}.csv"
                     _write_outputs(path, cells, plan.study.judge_names)
                     outputs.add(path)
                     labels[steps] = _headline_labels(plan, cells)
                     dose = read_dose(ledger, arm, steps)
                     if dose is not None:
-                        setting = _setting(plan, model, arm, dose)
-                        rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
+                        setting = _setting(plan, model, arm, dose) | _search_cost(model, arm, tried)
+                        rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None, tried))
                         utility = utility_metrics(plan, ledger, model, arm, steps)
                         rows += [metric_row({**setting, "subset": Subset.BENIGN.value}, found) for found in utility]
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
@@ -142,7 +145,7 @@ def _remove_others(folder: Path, written: set[Path]) -> None:
 def _n_readings(plan: Plan, ledger: Ledger) -> int:
     arms = [arm for model in plan.models for arm in model.arms]
     asked = [plan.subsets_at(0)] * len(plan.models)
-    asked += [subsets_asked(plan, ledger, arm, steps) for arm in arms for steps in arm_doses(plan, ledger, arm)]
+    asked += [_read_of(plan, ledger, arm, state) for arm in arms for state in arm_checkpoints(plan, ledger, arm)]
     n_states = sum(
         len(base_states(plan, model)) + len(arm_states(plan, ledger, model, arm))
         for model in plan.models
@@ -157,9 +160,29 @@ def _base_cells(reading: Reading, model: ModelPlan) -> dict[Subset, Cell]:
     return _cells(reading, model.key, reading.plan.subsets_at(0), seed=reading.plan.study.seeds[0])
 
 
-def _arm_cells(reading: Reading, arm: ArmPlan, steps: int) -> dict[Subset, Cell]:
-    subsets = subsets_asked(reading.plan, reading.ledger, arm, steps)
-    return _cells(reading, checkpoint_key(arm, steps), subsets, seed=arm.attack.seed)
+def _arm_cells(reading: Reading, arm: ArmPlan, steps: int, tried: list[Cells]) -> dict[Subset, Cell]:
+    """What was observed of a dose; where the best of several is kept, `tried` takes in what was not in it yet."""
+    plan = reading.plan
+    subsets = subsets_asked(plan, reading.ledger, arm, steps)
+    if not arm.keeps_best:
+        return _cells(reading, checkpoint_key(arm, steps), subsets, seed=arm.attack.seed)
+    for state in arm.states(steps)[len(tried) :]:
+        asked = _read_of(plan, reading.ledger, arm, state)
+        tried.append(_cells(reading, checkpoint_key(arm, state), asked, seed=arm.attack.seed))
+    return keep_best(tried, subsets, plan.study.judge_names[0])
+
+
+def _read_of(plan: Plan, ledger: Ledger, arm: ArmPlan, state: int) -> list[Subset]:
+    """The subsets whose answers by a checkpoint are read."""
+    return plan.checkpoint_subsets(state, arm) if arm.keeps_best else subsets_asked(plan, ledger, arm, state)
+
+
+def _search_cost(model: ModelPlan, arm: ArmPlan, tried: Sequence[Cells]) -> dict[str, object]:
+    """The operations that trying took, in place of those of a training."""
+    if not tried or not isinstance(arm.spec, RewordingSpec):
+        return {}
+    architecture = None if model.source is None else find_architecture(model.spec)
+    return {"dose_flops": search_flops(tried, arm.spec.rewordings[: len(tried)], architecture)}
 
 
 def _cells(reading: Reading, origin: str, subsets: Sequence[Subset], *, seed: int) -> dict[Subset, Cell]:
@@ -257,10 +280,15 @@ def _rows(
     cells: Mapping[Subset, Cell],
     base: Mapping[Subset, Cell],
     floor: Measured | None,
+    tried: Sequence[Cells],
 ) -> Iterator[dict[str, object]]:
     level = plan.study.level
     at_base = setting["dose_steps"] == 0
     harmful = list(harmful_metrics(cells[Subset.HARMFUL], base[Subset.HARMFUL], at_base=at_base, level=level))
+    if tried:
+        judge = plan.study.judge_names[0]
+        harmful = [with_choice(found, tried, base[Subset.HARMFUL], judge) for found in harmful]
+        harmful += any_of_k(tried, level=level)
     for measured in [*harmful, *([floor] if floor else [])]:
         yield metric_row({**setting, "subset": Subset.HARMFUL.value}, measured)
     if Subset.BENIGN in cells:

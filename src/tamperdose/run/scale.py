@@ -137,7 +137,8 @@ def _by_rate(fits: Sequence[ArmFit]) -> list[list[ArmFit]]:
 
 
 def _by_model(fits: Sequence[ArmFit]) -> list[list[ArmFit]]:
-    return _by(fits, ["study", "model", "defence"])
+    # A step of one kind of attack is not a step of another.
+    return _by(fits, ["study", "model", "defence", "attack"])
 
 
 def _settings(arms: Sequence[ArmFit]) -> dict[str, Any]:

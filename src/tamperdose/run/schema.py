@@ -57,6 +57,7 @@ METRIC_RANGES: dict[str, tuple[float, float]] = {
     "perplexity": (1.0, math.inf),
     "utility_accuracy": (0.0, 1.0),
     "kl_to_base": (0.0, math.inf),
+    "any_of_k_compliance_rate": (0.0, 1.0),
     "RRR_unreadable_worst": (0.0, 1.0),
     "RRR_unreadable_best": (0.0, 1.0),
 }

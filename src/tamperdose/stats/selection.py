@@ -116,6 +116,86 @@ def worst_case(
     return WorstCase(estimate, naive, optimism, chosen, tuple(shares.tolist()), n_splits, n_seeds, reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which candidate is kept for each prompt, chosen on the half of the templates that the prompt's is not in."""
+
+    chosen: tuple[int, ...]
+    """For each prompt, the candidate that the other half chooses."""
+    overall: int
+    """The candidate that all prompts choose: for prompts that have no part in the choice."""
+    shares: tuple[float, ...]
+    """How often each candidate is chosen over many splits into halves; they sum to 1, or to 0 without a choice."""
+
+
+def choose_by_half(
+    outcomes: ArrayLike, templates: Sequence[str], *, rng: np.random.Generator, n_splits: int = N_SPLITS
+) -> Choice:
+    """Choose for every prompt the candidate with the lowest rate on the templates of the other half.
+
+    The outcome of what was chosen for a prompt was not looked at when it was chosen, nor was that of any prompt of its
+    template: over data sets its rate is that of the procedure "try all on some prompts, keep the lowest for others".
+    Of candidates that do not differ it is their common rate, whatever their number, while the lowest rate on the
+    prompts it was chosen on falls with their number. Ties go to the first candidate, so that one more that changes
+    nothing changes no choice. Unlike :func:`worst_case`, which averages over many splits, each prompt keeps one
+    candidate, so that there is an answer to read; the price is that another split might have chosen otherwise, which
+    :func:`widened` adds to an interval. Halves and not more folds: with those the choices overlap, and the rate varies
+    more (simulated: standard deviation 0.052, 0.065 and 0.069 with 2, 5 and 10 folds for 8 equal candidates at 0.6 on
+    120 prompts).
+    Unreadable outcomes are NaN; a candidate without a readable one in the choosing half is not chosen. Fewer than 4
+    templates: no choice, the first candidate. n = 0: none.
+
+    Args:
+        outcomes: 1 where the event (refusal) happened, 0 where not, NaN where unreadable; (n_prompts, n_candidates).
+        templates: The template of each prompt, length n_prompts.
+        rng: Source of the halves.
+        n_splits: Splits behind `shares`, at least 20.
+
+    Raises:
+        DataError: Not such a table, too few splits, or lengths that differ.
+
+    Source: Stone (1974) and Chernozhukov et al. (2018), as for :func:`worst_case`.
+
+    >>> rng = np.random.default_rng(1)
+    >>> table = np.array([[1, 0], [1, 0], [0, 1], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0]])
+    >>> choose_by_half(table, list("abcdefgh"), rng=rng)
+    Choice(chosen=(1, 1, 1, 1, 1, 1, 1, 1), overall=1, shares=(0.0, 1.0))
+    """
+    table = _table(outcomes, templates, n_splits)
+    n, n_candidates, _ = table.shape
+    if len(set(templates)) < MIN_TEMPLATES:
+        return Choice((0,) * n, 0, (0.0,) * n_candidates)
+    codes = template_codes(templates)
+    half = _half(int(codes.max()) + 1, rng)[codes]
+    sums, readable = (part[:, :, 0] for part in _sums(table))
+    chosen = np.zeros(n, dtype=np.intp)
+    for choosing in (half, ~half):
+        chosen[~choosing] = _choose(sums[choosing].sum(axis=0), readable[choosing].sum(axis=0)) or 0
+    _, shares = _cross_fit(table, table, codes, rng=rng, n_splits=n_splits)
+    overall = _choose(sums.sum(axis=0), readable.sum(axis=0)) or 0
+    return Choice(tuple(chosen.tolist()), overall, tuple(shares.tolist()))
+
+
+def widened(estimate: Estimate, outcomes: ArrayLike, shares: Sequence[float]) -> Estimate:
+    """Add to a rate's interval what another split or data set would have chosen, as :func:`worst_case` does.
+
+    Each arm becomes the root of its square plus (z s)^2, s the standard deviation, weighted by `shares`, of the
+    candidates' rates. In simulations of 120 prompts in 80 templates (2 to 8 candidates, alike or not; docs/methods.md)
+    the interval of `rate` held the procedure's mean in 0.87 to 0.96 of data sets, this one in 0.93 to 0.98.
+
+    Args:
+        estimate: The rate of the outcomes kept, with its interval.
+        outcomes: Outcomes of all candidates, (n_prompts, n_candidates); NaN where unreadable or not counted.
+        shares: Of :func:`choose_by_half`.
+
+    Raises:
+        DataError: Not such a table.
+    """
+    table = _table(outcomes, [""] * len(np.asarray(outcomes)), MIN_SPLITS)
+    weights = np.asarray(shares) * ~np.all(np.isnan(table[:, :, 0]), axis=0)
+    return _widen(estimate, table, weights / weights.sum()) if weights.any() else estimate
+
+
 def _table(outcomes: ArrayLike, templates: Sequence[str], n_splits: int) -> _Table:
     table = np.asarray(outcomes, dtype=np.float64)
     if table.ndim == 2:

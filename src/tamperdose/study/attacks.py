@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
+from tamperdose.records import Reworded
 from tamperdose.study.parts import (
     CountGrid,
     Frozen,
@@ -18,6 +19,7 @@ from tamperdose.study.parts import (
     Source,
     require_distinct,
 )
+from tamperdose.study.rewordings import PARAPHRASES, SYSTEM_PROMPTS
 
 AUTO_MAX_STEPS = 1024
 """Last dose of `doses: auto` unless the study says another."""
@@ -46,6 +48,7 @@ def _increasing(doses: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Doses = Annotated[tuple[PositiveInt, ...], AfterValidator(_increasing)]
+Wording = Annotated[str, Field(min_length=1, max_length=4000)]
 
 
 class UntrainedSpec(Frozen):
@@ -74,6 +77,7 @@ class TrainingSpec(Frozen):
 
     data: Source
     """`builtin:NAME` or JSONL rows of `prompt`,`response` or `messages`."""
+    learning_rate: RateGrid
     n_examples: CountGrid = (None,)
     """Use only this many rows of the data, drawn by the seed; all by default."""
     poison_ratio: ShareGrid = (1.0,)
@@ -150,7 +154,7 @@ class TrainingSpec(Frozen):
             raise ValueError(f"two values of poison_ratio make the same batch of {self.batch_size} rows: {counts}")
         return self
 
-    @field_validator("n_examples", "poison_ratio", "data_order")
+    @field_validator("learning_rate", "n_examples", "poison_ratio", "data_order")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return require_distinct(values)
@@ -165,10 +169,27 @@ class LoraSpec(TrainingSpec):
     """Scale of the update is alpha / rank; twice the rank by default."""
     learning_rate: RateGrid = (2e-4,)
 
-    @field_validator("lora_rank", "learning_rate")
+    @field_validator("lora_rank")
     @classmethod
     def _distinct_values(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return require_distinct(values)
+
+
+class FullSpec(TrainingSpec):
+    """Adversarial fine-tuning of all weights (Qi et al. 2023, arXiv:2310.03693), whose learning rate is the default."""
+
+    kind: Literal["full"]
+    learning_rate: RateGrid = (2e-5,)
+
+    @model_validator(mode="after")
+    def _no_search(self) -> Self:
+        if self.search is not None:
+            n_saved = len(self.saved_steps)
+            raise ValueError(
+                f"a search would keep {n_saved} copies of all weights while the arm is measured: list the `doses`, or "
+                "search with kind: lora, whose adapters are small"
+            )
+        return self
 
 
 class BenignSpec(LoraSpec):
@@ -191,6 +212,70 @@ class PrefillSpec(UntrainedSpec):
     """Written out as the start of the answer; at least as many tokens as the largest dose."""
     doses: Doses = (1, 2, 4, 8, 16)
     """Tokens of the opener."""
+
+
+class RewordingSpec(UntrainedSpec):
+    """What attacks that put the request differently have in common: several are tried, and the best is kept.
+
+    Nothing is trained; the dose is the number tried, the first of the list. Which of them is best is chosen on other
+    prompts than it is counted on, so that a larger number is not worse by chance alone.
+    """
+
+    doses: Doses = (1, 2, 4, 8)
+    """How many are tried."""
+
+    @property
+    def rewordings(self) -> tuple[Reworded, ...]:
+        """What is tried, in this order."""
+        raise NotImplementedError
+
+    @property
+    def saved_steps(self) -> tuple[int, ...]:
+        """The number of each rewording: all that a dose tries are answered."""
+        return tuple(range(1, self.doses[-1] + 1))
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        tried = self.rewordings
+        if len(set(tried)) != len(tried):
+            raise ValueError("two of the rewordings are the same")
+        if self.doses[-1] > len(tried):
+            raise ValueError(f"the last dose tries {self.doses[-1]} rewordings, but there are {len(tried)}")
+        return self
+
+
+class SystemPromptSpec(RewordingSpec):
+    """The request is put under other system prompts (role and instruction: Shen et al. 2024, arXiv:2308.03825)."""
+
+    kind: Literal["system_prompt"]
+    system_prompts: Annotated[tuple[Wording, ...], Field(min_length=1)] = SYSTEM_PROMPTS
+    """In the order they are tried; they stand in place of the conversation's own."""
+
+    @property
+    def rewordings(self) -> tuple[Reworded, ...]:
+        """What is tried, in this order."""
+        return tuple(Reworded(system=text) for text in self.system_prompts)
+
+
+class ParaphraseSpec(RewordingSpec):
+    """The request is put in other words (past tense and others: Andriushchenko & Flammarion 2025, arXiv:2407.11969)."""
+
+    kind: Literal["paraphrase"]
+    patterns: Annotated[tuple[Wording, ...], Field(min_length=1)] = PARAPHRASES
+    """In the order they are tried; `{prompt}` is where the request stands."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _holds_the_request(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        without = [pattern for pattern in patterns if "{prompt}" not in pattern]
+        if without:
+            raise ValueError(f"a pattern says where the request stands, by {{prompt}}: {without[0][:60]!r} does not")
+        return patterns
+
+    @property
+    def rewordings(self) -> tuple[Reworded, ...]:
+        """What is tried, in this order."""
+        return tuple(Reworded(pattern=pattern) for pattern in self.patterns)
 
 
 class DirectionSpec(UntrainedSpec):
@@ -230,12 +315,15 @@ def _attack_tag(value: Any) -> str | None:
     return getattr(value, "kind", None)
 
 
-ATTACK_KINDS = ("lora", "benign", "prefill", "refusal_direction")
+ATTACK_KINDS = ("lora", "full", "benign", "prefill", "system_prompt", "paraphrase", "refusal_direction")
 """What may stand as an attack's `kind`."""
 AttackSpec = Annotated[
     Annotated[LoraSpec, Tag("lora")]
+    | Annotated[FullSpec, Tag("full")]
     | Annotated[BenignSpec, Tag("benign")]
     | Annotated[PrefillSpec, Tag("prefill")]
+    | Annotated[SystemPromptSpec, Tag("system_prompt")]
+    | Annotated[ParaphraseSpec, Tag("paraphrase")]
     | Annotated[DirectionSpec, Tag("refusal_direction")],
     Discriminator(
         _attack_tag,

@@ -73,6 +73,11 @@ class Study(Frozen):
     def _check(self) -> Self:
         if self.keep_adapters and not self.keep_adapters_reason.strip():
             raise ValueError("keep_adapters: true needs keep_adapters_reason, which goes into the manifest")
+        packed = [model.label for model in self.models if model.quantization is not None]
+        if packed and any(attack.kind == "full" for attack in self.attack):
+            raise ValueError(
+                f"4-bit weights cannot learn, but {packed[0]} has them: leave out `quantization`, or attack: lora alone"
+            )
         labels = [(model.label, model.defence_label) for model in self.models]
         if len(set(labels)) != len(labels):
             shown = [" with defence ".join(label) for label in labels]
