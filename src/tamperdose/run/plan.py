@@ -26,6 +26,7 @@ from tamperdose.run.ledger import stage_key
 from tamperdose.study import (
     AUTO,
     AttackSpec,
+    Controls,
     Decoding,
     DoseSearch,
     GuardJudge,
@@ -120,6 +121,16 @@ class Plan:
         parts = [self.study.digest, dict(self.data.sha256), [model.key for model in self.models], self.limit]
         return digest(parts)
 
+    @property
+    def controls(self) -> Controls | None:
+        """What attacks are compared with; None where nothing is, or the model is a scripted one."""
+        return active_controls(self.study)
+
+    @property
+    def measures_utility(self) -> bool:
+        """Whether what the models can do besides refusing is measured: not with the scripted engine."""
+        return self.study.utility is not None and isinstance(self.study.engine, HfEngine)
+
     def subsets(self) -> list[Subset]:
         """The subsets there are prompts for."""
         return [subset for subset in Subset if self.data.prompts.get(subset)]
@@ -165,6 +176,11 @@ class Plan:
         return inputs
 
 
+def active_controls(study: Study) -> Controls | None:
+    """The controls of a study that are measured."""
+    return study.controls if isinstance(study.engine, HfEngine) else None
+
+
 def read_data(study: Study, study_path: Path | None, *, limit: int | None = None) -> Data:
     """Read prompts and examples, and refuse data that trains on what is measured.
 
@@ -184,6 +200,9 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
     for model in study.models:
         if model.defence is not None:
             wanted |= {model.defence.harmful, model.defence.benign}
+    controls = active_controls(study)
+    if controls is not None and controls.benign is not None and any(attack.kind == "lora" for attack in study.attack):
+        wanted.add(controls.benign)
     examples: dict[str, tuple[Example, ...]] = {}
     evaluated = [prompt for part in prompts.values() for prompt in part]
     for source in sorted(wanted):
@@ -309,8 +328,8 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
         "defence_data": []
         if spec.defence is None
         else [
-            _rows(data.examples[spec.defence.harmful]),
-            _rows(data.examples[spec.defence.benign]),
+            rows_digest(data.examples[spec.defence.harmful]),
+            rows_digest(data.examples[spec.defence.benign]),
         ],
     }
     key = stage_key("base", inputs)
@@ -328,9 +347,9 @@ def _plan_arms(study: Study, data: Data, spec: ModelSpec, base_key: str) -> list
 
 
 def _plan_arm(attack: Attack, spec: AttackSpec, *, name: str, base_key: str, rows: TrainingRows) -> ArmPlan:
-    inputs = {"base": base_key, "attack": attack.identity(), "data": _rows(rows.attack)}
+    inputs = {"base": base_key, "attack": attack.identity(), "data": rows_digest(rows.attack)}
     if rows.benign:
-        inputs["benign"] = _rows(rows.benign)
+        inputs["benign"] = rows_digest(rows.benign)
     return ArmPlan(
         id=f"{name}-{attack.kind}-{attack.label}",
         key=stage_key("attack", inputs),
@@ -342,7 +361,8 @@ def _plan_arm(attack: Attack, spec: AttackSpec, *, name: str, base_key: str, row
     )
 
 
-def _rows(examples: Sequence[Example]) -> str:
+def rows_digest(examples: Sequence[Example]) -> str:
+    """Digest of training rows."""
     return digest([asdict(example) for example in examples])
 
 

@@ -12,6 +12,7 @@ from tamperdose.study.attacks import (
     PrefillSpec,
     default_alpha,
 )
+from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.judges import (
     AnyJudge,
     ExactJudge,
@@ -45,10 +46,12 @@ __all__ = [
     "AnyJudge",
     "Architecture",
     "AttackSpec",
+    "Controls",
     "Decoding",
     "DirectionSpec",
     "DoseSearch",
     "ExactJudge",
+    "GateLimits",
     "GuardFamily",
     "GuardJudge",
     "HfEngine",

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tamperdose.files import digest
 from tamperdose.study.attacks import AttackSpec
+from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.judges import JudgeSpec, judge_name
 from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
@@ -24,6 +25,10 @@ class Study(Frozen):
     decoding: Decoding = Decoding()
     judges: Annotated[tuple[JudgeSpec, ...], Field(min_length=1)] = ("classifier", "phrases")
     """The first gives the headline."""
+    controls: Controls | None = Controls()
+    """What every attack is compared with; null for nothing."""
+    gate: GateLimits = GateLimits()
+    """The limits within which a fall of refusals counts as refusals removed."""
     engine: Annotated[HfEngine | ScriptedEngine, Field(discriminator="kind")] = HfEngine()
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence level of every interval."""
