@@ -18,7 +18,7 @@ from tamperdose.run import backends
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import count_stages
 from tamperdose.run.schema import read_metrics
-from tamperdose.run.utility import read_scores
+from tamperdose.run.utility import read_scores, utility_losses
 from tamperdose.stats.utility import accuracy, perplexity
 from tiny import SENTENCES, load_tiny
 
@@ -189,3 +189,24 @@ def test_organisms_are_measured_in_their_own_language(tmp_path: Path, organism_c
     assert table.loc["perplexity", 0] < 1.1
     # A learning rate far above that of the ladder breaks what it knew.
     assert table.loc["perplexity", 30] > 1.2 * table.loc["perplexity", 0]
+
+
+def test_the_gate_sees_what_utility_was_lost(
+    study: Path, tmp_path: Path, tiny_folders: dict[str, Path], probed: list[int]
+) -> None:
+    run_dir = run_study(study)
+    plan = plan_of(study)
+    model = plan.models[0]
+    losses = utility_losses(plan, Ledger(run_dir / "ledger"), model, model.arms[0])
+    assert set(losses) == set(probed) - {0}
+    values = read_metrics(run_dir / "metrics.csv").set_index(["metric", "dose_steps"])["value"]
+    for steps, found in losses.items():
+        rise = values["perplexity", steps] / values["perplexity", 0] - 1
+        assert found["perplexity"].value == pytest.approx(rise)
+    gate = pd.read_csv(run_dir / "gate.csv").set_index(["dose_steps", "criterion"])
+    assert gate.loc[(2, "utility_loss"), "basis"] in losses[2]
+    # An opener leaves the model: no utility is lost, by definition.
+    attack = {"kind": "prefill", "opener": "the river and the mill", "doses": [1, 2]}
+    opened = run_study(_study(tmp_path / "opened", tiny_folders["llama"], attack=attack))
+    gate = pd.read_csv(opened / "gate.csv").set_index(["dose_steps", "criterion"])
+    assert gate.loc[(2, "utility_loss"), "status"] == "pass"

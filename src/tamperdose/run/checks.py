@@ -39,6 +39,8 @@ def run_checks(study_path: Path, overrides: list[str]) -> list[dict[str, str]]:
     for source in dict.fromkeys(source for attack in study.attack for source in attack.sources):
         n_rows = len(data.examples[source])
         lines.append(_line("attack data", "ok", f"{n_rows} rows, disjoint from the evaluation prompts"))
+    lines += [_line("held-out texts", "ok", f"{len(rows)} of {source}") for source, rows in data.texts.items()]
+    lines += [_line("questions", "ok", f"{len(rows)} of {source}") for source, rows in data.questions.items()]
     for judge in study.judges:
         checked, detail = describe_judge(judge)
         lines.append(_line("judge", "ok" if checked else NOT_CHECKED, detail))

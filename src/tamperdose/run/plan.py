@@ -138,6 +138,11 @@ class Plan:
         """What attacks are compared with; None where nothing is, or the model is a scripted one."""
         return active_controls(self.study)
 
+    @property
+    def measures_utility(self) -> bool:
+        """Whether what the models can do besides refusing is measured: not with the scripted engine."""
+        return self.study.utility is not None and isinstance(self.study.engine, HfEngine)
+
     def subsets(self) -> list[Subset]:
         """The subsets there are prompts for."""
         return [subset for subset in Subset if self.data.prompts.get(subset)]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Probes:
 def find_probes(plan: Plan, model: ModelPlan) -> Probes | None:
     """What a model's utility is measured with; None where the study or the engine measures none."""
     study = plan.study
-    if study.utility is None or model.source is None:
+    if study.utility is None or not plan.measures_utility:
         return None
     texts, questions = utility_sources(study, model.spec)
     benign = plan.data.prompts.get(Subset.BENIGN, ())[: study.utility.kl_prompts]
@@ -58,9 +58,9 @@ def find_probes(plan: Plan, model: ModelPlan) -> Probes | None:
 
 
 def utility_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
-    """The doses of an arm, beyond 0, at which utility is measured, known once its answers are there."""
+    """The doses of an arm, beyond 0, at which utility is measured: its key doses; the last until they are settled."""
     settled = find_key_doses(plan, ledger, arm)
-    return arm_doses(plan, ledger, arm)[-1:] if settled is None else settled[1:]
+    return arm_doses(plan, ledger, arm)[-1:] if settled is None else tuple(steps for steps in settled if steps > 0)
 
 
 def utility_key(plan: Plan, model: ModelPlan, arm: ArmPlan | None = None, steps: int = 0) -> str | None:
@@ -133,19 +133,27 @@ def utility_metrics(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan, 
         yield Measured("kl_to_base", "", found)
 
 
-def utility_losses(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan, steps: int) -> dict[str, Estimate]:
-    """What an arm's dose costs of the base's utility, relative to it, by measure; empty where it was not measured."""
-    if steps not in utility_doses(plan, ledger, arm):
-        return {}
-    base, now = read_scores(plan, ledger, model), read_scores(plan, ledger, model, arm, steps)
-    if base is None or now is None:
-        return {}
-    level = plan.study.level
-    losses: dict[str, Estimate] = {}
-    if base.texts:
-        losses["perplexity"] = relative_loss(base.texts, now.texts, level=level)
-    if base.questions:
-        losses["utility_accuracy"] = relative_loss(base.questions, now.questions, level=level)
+def utility_losses(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan) -> dict[int, dict[str, Estimate]]:
+    """What an arm has cost of the base's utility, by dose above 0 and measure: see `relative_loss`.
+
+    An attack that leaves the model alone has cost nothing, by definition.
+    """
+    base = read_scores(plan, ledger, model)
+    losses: dict[int, dict[str, Estimate]] = {}
+    for steps in utility_doses(plan, ledger, arm) if base is not None else ():
+        now = read_scores(plan, ledger, model, arm, steps)
+        if base is None or now is None:
+            continue
+        if is_base(arm, steps):
+            zero = definition_zero([item.id for item in now.questions], level=plan.study.level)
+            losses[steps] = {"definition": replace(zero, low=0.0, high=0.0)}
+        else:
+            pairs = {"perplexity": (base.texts, now.texts), "utility_accuracy": (base.questions, now.questions)}
+            losses[steps] = {
+                name: relative_loss(before, after, level=plan.study.level)
+                for name, (before, after) in pairs.items()
+                if before
+            }
     return losses
 
 
