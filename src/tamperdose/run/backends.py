@@ -14,11 +14,14 @@ from tamperdose.files import write_atomic, write_text
 from tamperdose.models.generator import Generator
 from tamperdose.records import Checkpoint, Dose, Opener, Prompt
 from tamperdose.run.plan import ArmPlan, Data, ModelPlan
+from tamperdose.run.utility import Probes
 from tamperdose.stats.direction_drift import Layout
+from tamperdose.stats.utility import UtilityScores
 from tamperdose.study import HfEngine, ScriptedEngine, Study
 
 if TYPE_CHECKING:
     from tamperdose.models.lora import LoraShape
+    from tamperdose.models.utility import BaseReading
 
 OnStep = Callable[[int, float], None]
 
@@ -40,6 +43,10 @@ class Backend(Protocol):
 
     def generator(self, checkpoint: Checkpoint | None) -> AbstractContextManager[Generator]:
         """Give the engine for a checkpoint, or for the base; the base is exactly restored afterwards."""
+        ...
+
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """What a checkpoint, or the base, can do besides refusing; see `tamperdose.models.utility`."""
         ...
 
     def look_inside(
@@ -70,6 +77,7 @@ class HfBackend:
         self.engine, self.plan = engine, plan
         self._chat: ChatModel | None = None
         self._defence: Path | None = None
+        self._base_reading: BaseReading | None = None
 
     @property
     def chat(self):
@@ -127,6 +135,19 @@ class HfBackend:
         with changed(self.chat, checkpoint):
             yield HfGenerator(self.chat, batch_size=batch_size, opener=opener)
 
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """Change the model as the checkpoint says while it is measured; the base's own answers are read once."""
+        from tamperdose.models.changes import changed
+        from tamperdose.models.utility import measure_utility, read_base
+
+        base = None
+        if checkpoint is not None and probes.prompts:
+            if self._base_reading is None:
+                self._base_reading = read_base(self.chat, probes.prompts, probes.kl_tokens)
+            base = self._base_reading
+        with changed(self.chat, checkpoint):
+            return measure_utility(self.chat, probes.texts, probes.questions, base)
+
     def look_inside(
         self,
         prompts: Sequence[Prompt],
@@ -167,6 +188,10 @@ class ScriptedBackend:
 
         steps = 0 if checkpoint is None else checkpoint.dose.steps
         return nullcontext(ScriptedGenerator(self.engine, dose_steps=steps))
+
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """There is no model to measure."""
+        return UtilityScores((), (), ())
 
     def look_inside(
         self,

@@ -90,7 +90,8 @@ def wants_key_doses(plan: Plan) -> bool:
     """Whether anything of a study is measured at key doses alone."""
     ends = plan.study.prompts.benign_at == "ends" and Subset.BENIGN in plan.subsets()
     inside = plan.study.inside is not None and plan.study.inside.at == "key" and plan.study.engine.kind != "scripted"
-    return ends or plan.controls is not None or (inside and Subset.BENIGN in plan.subsets())
+    probed = plan.study.utility is not None or (inside and Subset.BENIGN in plan.subsets())
+    return ends or plan.controls is not None or probed
 
 
 def _key(plan: Plan, ledger: Ledger, arm: ArmPlan) -> str:

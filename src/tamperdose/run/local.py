@@ -38,6 +38,7 @@ from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Reporter
 from tamperdose.run.results import write_results
 from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, read_dose
+from tamperdose.run.utility import file_scores, find_probes, missing_utility, utility_inputs
 from tamperdose.study import Decoding
 
 
@@ -109,12 +110,14 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     """The stages of one model; an organism whose answers are all there need not be trained for them."""
     count = sum(not _done(ledger, draw) for draw in base_draws(plan, model))
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
-    count += len(missing_states(ledger, base_states(plan, model)))
+    count += len(missing_states(ledger, base_states(plan, model))) + len(missing_utility(plan, ledger, model))
     for arm in model.arms:
-        missing = missing_doses(plan, ledger, arm)
-        count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        missing, probed = missing_doses(plan, ledger, arm), missing_utility(plan, ledger, model, arm)
+        count += bool(missing or probed) + len(probed)
+        count += sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
         count += count_states(plan, ledger, model, arm) + len(_late_draws(plan, ledger, arm))
-        count += bool(missing_inside(plan, ledger, model, arm))
+        inside = missing_inside(plan, ledger, model, arm)
+        count += bool(inside) + bool(inside and not missing and not probed)
     return count + (count > 0 and untrained(model) is not None)
 
 
@@ -191,6 +194,8 @@ def _run_model(session: Session, model: ModelPlan) -> None:
         _generate(session, draw, backend, where=f"{model.spec.label}: dose 0")
     for state in missing_states(session.ledger, base_states(session.plan, model)):
         _control(session, state, backend, where=model.spec.label)
+    if missing_utility(session.plan, session.ledger, model):
+        _probe(session, model, backend)
     for arm in model.arms:
         _run_arm(session, model, arm, backend)
         _run_controls(session, model, arm, backend)
@@ -230,7 +235,7 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
     if not missing and is_searched(plan, ledger, arm):
         _settle(session, model, arm)
     late = bool(_late_draws(plan, ledger, arm)) or lacks_sizes(plan, ledger, arm)
-    late = late or bool(missing_inside(plan, ledger, model, arm))
+    late = late or bool(missing_utility(plan, ledger, model, arm) or missing_inside(plan, ledger, model, arm))
     if missing or late or not kept or not is_searched(plan, ledger, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
@@ -239,6 +244,8 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
             _search(session, model, arm, backend, checkpoints)
         _settle(session, model, arm)
         _measure_late(session, arm, backend, checkpoints)
+        for steps in missing_utility(plan, ledger, model, arm):
+            _probe(session, model, backend, arm=arm, checkpoint=checkpoints[steps])
         _look_inside(session, model, arm, backend, checkpoints)
         if keep_in is not None:
             export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
@@ -256,8 +263,9 @@ def _settle(session: Session, model: ModelPlan, arm: ArmPlan) -> None:
 
 def _n_after_settling(session: Session, model: ModelPlan, arm: ArmPlan) -> int:
     plan, ledger = session.plan, session.ledger
-    n_inside = int(bool(missing_inside(plan, ledger, model, arm)))
-    return count_states(plan, ledger, model, arm) + len(_late_draws(plan, ledger, arm)) + n_inside
+    late = len(_late_draws(plan, ledger, arm)) + len(missing_utility(plan, ledger, model, arm))
+    late += bool(missing_inside(plan, ledger, model, arm))
+    return count_states(plan, ledger, model, arm) + late
 
 
 def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -389,6 +397,26 @@ def _generate(
         backend.generator(checkpoint) as generator,
     ):
         generate(session.ledger, draw, generator, prompts, on_progress=advance)
+
+
+def _probe(
+    session: Session,
+    model: ModelPlan,
+    backend: Backend,
+    *,
+    arm: ArmPlan | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Measure the utility of the base, or of a checkpoint of an arm."""
+    probes = find_probes(session.plan, model)
+    if probes is None:
+        return
+    steps = 0 if checkpoint is None else checkpoint.dose.steps
+    inputs = utility_inputs(model, probes, arm, steps)
+    n_items = len(probes.texts) + len(probes.questions)
+    with session.reporter.timed(f"{arm.id if arm else model.spec.label}: dose {steps}, utility", n_items) as advance:
+        file_scores(session.ledger, stage_key("utility", inputs), backend.utility(checkpoint, probes), inputs)
+        advance(n_items)
 
 
 def _write_timings(session: Session) -> None:

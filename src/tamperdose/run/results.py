@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from tamperdose.run.stages import (
     read_dose,
     read_seconds,
 )
+from tamperdose.run.utility import utility_losses, utility_metrics
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
 """Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
@@ -87,6 +89,8 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                     if dose is not None:
                         setting = _setting(plan, model, arm, dose)
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
+                        utility = utility_metrics(plan, ledger, model, arm, steps)
+                        rows += [metric_row({**setting, "subset": Subset.BENIGN.value}, found) for found in utility]
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
                         arrays = read_inside(plan, ledger, model, arm, steps)
                         looked += [] if arrays is None else [Looked(setting, arrays)]
@@ -210,7 +214,8 @@ def _readings(
     controls = [(state, labels_of(_control_verdicts(reading, state))) for state in states]
     judge = plan.study.judge_names[0]
     doses = control_doses(plan, ledger, arm) or ()
-    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, utility={})
+    utility = utility_losses(plan, ledger, model, arm)
+    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, utility)
 
 
 def _control_verdicts(reading: Reading, state: ControlState) -> list[Verdict]:
@@ -289,14 +294,19 @@ def _setting(plan: Plan, model: ModelPlan, arm: ArmPlan, dose: Dose) -> dict[str
 
 
 def _clocks(plan: Plan, ledger: Ledger) -> dict[str, Clock]:
-    """The clock times of every arm's training; a dose that was not timed is not among an arm's."""
+    """The clock times of every arm's training; a dose that was not timed is not among an arm's.
+
+    A dose that was added later was timed in a training of its own, which may have been the quicker one: no dose takes
+    less than one before it.
+    """
     clocks: dict[str, Clock] = {}
     for model in plan.models:
         for arm in model.arms:
             seconds = {steps: read_seconds(ledger, arm, steps) for steps in arm_doses(plan, ledger, arm)}
             timed = {steps: value for steps, value in seconds.items() if value is not None}
             if timed:
-                clocks[arm.id] = Clock(model.device, {0: 0.0, **timed})
+                never_falling = accumulate(timed.values(), max)
+                clocks[arm.id] = Clock(model.device, {0: 0.0, **dict(zip(timed, never_falling, strict=True))})
     return clocks
 
 

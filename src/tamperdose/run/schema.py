@@ -54,6 +54,9 @@ METRIC_RANGES: dict[str, tuple[float, float]] = {
     "over_refusal_rate": (0.0, 1.0),
     "judge_entropy": (0.0, math.log(2)),
     "exact_answer_rate": (0.0, 1.0),
+    "perplexity": (1.0, math.inf),
+    "utility_accuracy": (0.0, 1.0),
+    "kl_to_base": (0.0, math.inf),
     "RRR_unreadable_worst": (0.0, 1.0),
     "RRR_unreadable_best": (0.0, 1.0),
 }

@@ -40,8 +40,10 @@ from tamperdose.study.models import (
 from tamperdose.study.study import (
     Study,
 )
+from tamperdose.study.utility import AUTO, Utility
 
 __all__ = [
+    "AUTO",
     "AnyJudge",
     "Architecture",
     "AttackSpec",
@@ -63,6 +65,7 @@ __all__ = [
     "RefusalTuning",
     "ScriptedEngine",
     "Study",
+    "Utility",
     "default_alpha",
     "find_source",
     "is_local",

@@ -11,6 +11,7 @@ from tamperdose.study.inside import Inside
 from tamperdose.study.judges import JudgeSpec, judge_name
 from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
+from tamperdose.study.utility import Utility
 
 
 class Study(Frozen):
@@ -36,6 +37,8 @@ class Study(Frozen):
     """A stage whose share of unreadable verdicts is above this fails."""
     rd_floor: Flag = True
     """Also draw two samples of the base at T = 0.7 and report their distance, the noise floor of RD."""
+    utility: Utility | None = Utility()
+    """What the models can do besides refusing; null: not measured."""
     inside: Inside | None = Inside()
     """How the refusal direction is followed through the layers; null: not at all. It needs benign prompts."""
     price_per_device_hour: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=10_000)] | None = None
