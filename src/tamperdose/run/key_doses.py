@@ -14,6 +14,7 @@ from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.stages import Answers, Readers, find_answers, judge_answers
 from tamperdose.stats.key_doses import bracket_doses, key_doses
+from tamperdose.study import HfEngine
 
 
 def find_key_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...] | None:
@@ -89,9 +90,10 @@ def subsets_asked(plan: Plan, ledger: Ledger, arm: ArmPlan, steps: int) -> list[
 def wants_key_doses(plan: Plan) -> bool:
     """Whether anything of a study is measured at key doses alone."""
     ends = plan.study.prompts.benign_at == "ends" and Subset.BENIGN in plan.subsets()
-    inside = plan.study.inside is not None and plan.study.inside.at == "key" and plan.study.engine.kind != "scripted"
-    probed = plan.study.utility is not None or (inside and Subset.BENIGN in plan.subsets())
-    return ends or plan.controls is not None or probed
+    benign = Subset.BENIGN in plan.subsets()
+    inside = plan.study.inside is not None and plan.study.inside.at == "key" and benign
+    probed = (plan.study.utility is not None or inside) and isinstance(plan.study.engine, HfEngine)
+    return ends or probed or plan.controls is not None
 
 
 def _key(plan: Plan, ledger: Ledger, arm: ArmPlan) -> str:

@@ -112,12 +112,9 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
     count += len(missing_states(ledger, base_states(plan, model))) + len(missing_utility(plan, ledger, model))
     for arm in model.arms:
-        missing, probed = missing_doses(plan, ledger, arm), missing_utility(plan, ledger, model, arm)
-        count += bool(missing or probed) + len(probed)
-        count += sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
-        count += count_states(plan, ledger, model, arm) + len(_late_draws(plan, ledger, arm))
-        inside = missing_inside(plan, ledger, model, arm)
-        count += bool(inside) + bool(inside and not missing and not probed)
+        missing, later = missing_doses(plan, ledger, arm), _n_later(plan, ledger, model, arm)
+        count += bool(missing or later) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        count += later + count_states(plan, ledger, model, arm)
     return count + (count > 0 and untrained(model) is not None)
 
 
@@ -234,9 +231,8 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
     kept = keep_in is None or all(is_exported(keep_in, steps) for steps in arm_doses(plan, ledger, arm))
     if not missing and is_searched(plan, ledger, arm):
         _settle(session, model, arm)
-    late = bool(_late_draws(plan, ledger, arm)) or lacks_sizes(plan, ledger, arm)
-    late = late or bool(missing_utility(plan, ledger, model, arm) or missing_inside(plan, ledger, model, arm))
-    if missing or late or not kept or not is_searched(plan, ledger, arm):
+    later = _n_later(plan, ledger, model, arm) > 0 or lacks_sizes(plan, ledger, arm)
+    if missing or later or not kept or not is_searched(plan, ledger, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
             _measure(session, arm, backend, checkpoints[steps])
@@ -263,9 +259,13 @@ def _settle(session: Session, model: ModelPlan, arm: ArmPlan) -> None:
 
 def _n_after_settling(session: Session, model: ModelPlan, arm: ArmPlan) -> int:
     plan, ledger = session.plan, session.ledger
+    return count_states(plan, ledger, model, arm) + _n_later(plan, ledger, model, arm)
+
+
+def _n_later(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan) -> int:
+    """How much is still to be measured of an arm's own weights once its doses are answered, as far as can be told."""
     late = len(_late_draws(plan, ledger, arm)) + len(missing_utility(plan, ledger, model, arm))
-    late += bool(missing_inside(plan, ledger, model, arm))
-    return count_states(plan, ledger, model, arm) + late
+    return late + bool(missing_inside(plan, ledger, model, arm))
 
 
 def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:

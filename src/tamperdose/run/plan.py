@@ -37,6 +37,8 @@ from tamperdose.study import (
     judge_name,
 )
 
+COMPARED = ("lora", "full")
+"""Attacks that train on what they are given, and so could have been given harmless rows."""
 FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0}
 """How the two samples of the base behind RD_floor are drawn."""
 
@@ -176,6 +178,15 @@ def active_controls(study: Study) -> Controls | None:
     return study.controls if isinstance(study.engine, HfEngine) else None
 
 
+def control_source(study: Study, spec: ModelSpec) -> str | None:
+    """Where the harmless rows of the control `benign` come from for a model; None where it is not measured."""
+    controls = active_controls(study)
+    if controls is None or controls.benign is None or not any(attack.kind in COMPARED for attack in study.attack):
+        return None
+    auto = "builtin:organism_benign" if spec.id.startswith(organisms.PREFIX) else "builtin:benign_train"
+    return auto if controls.benign == AUTO else controls.benign
+
+
 def read_data(study: Study, study_path: Path | None, *, limit: int | None = None) -> Data:
     """Read prompts and examples, and refuse data that trains on what is measured.
 
@@ -195,9 +206,7 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
     for model in study.models:
         if model.defence is not None:
             wanted |= {model.defence.harmful, model.defence.benign}
-    controls = active_controls(study)
-    if controls is not None and controls.benign is not None and any(attack.kind == "lora" for attack in study.attack):
-        wanted.add(controls.benign)
+        wanted |= {source for source in [control_source(study, model)] if source is not None}
     examples: dict[str, tuple[Example, ...]] = {}
     evaluated = [prompt for part in prompts.values() for prompt in part]
     for source in sorted(wanted):

@@ -214,7 +214,7 @@ def _readings(
     controls = [(state, labels_of(_control_verdicts(reading, state))) for state in states]
     judge = plan.study.judge_names[0]
     doses = control_doses(plan, ledger, arm) or ()
-    utility = utility_losses(plan, ledger, model, arm)
+    utility = {steps: utility_losses(plan, ledger, model, arm, steps) for steps in labels if steps > 0}
     return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, utility)
 
 

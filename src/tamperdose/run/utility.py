@@ -58,9 +58,9 @@ def find_probes(plan: Plan, model: ModelPlan) -> Probes | None:
 
 
 def utility_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
-    """The doses of an arm, beyond 0, at which utility is measured: its key doses, the last until they are settled."""
+    """The doses of an arm, beyond 0, at which utility is measured, known once its answers are there."""
     settled = find_key_doses(plan, ledger, arm)
-    return arm_doses(plan, ledger, arm)[-1:] if settled is None else tuple(steps for steps in settled if steps)
+    return arm_doses(plan, ledger, arm)[-1:] if settled is None else settled[1:]
 
 
 def utility_key(plan: Plan, model: ModelPlan, arm: ArmPlan | None = None, steps: int = 0) -> str | None:
@@ -96,11 +96,7 @@ def missing_utility(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan |
 def file_scores(ledger: Ledger, key: str, scores: UtilityScores, inputs: Mapping[str, Any]) -> Path:
     """File a model state's values."""
     text = json.dumps(asdict(scores), sort_keys=True, allow_nan=False)
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    return ledger.put("utility", key, write, suffix=".utility", inputs=inputs)
+    return ledger.put("utility", key, lambda path: _write(path, text), suffix=".utility", inputs=inputs)
 
 
 def read_scores(
@@ -132,27 +128,31 @@ def utility_metrics(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan, 
     yield Measured("utility_accuracy", "", accuracy(scores.questions, level=level))
     if probes.prompts:
         templates = [prompt.template for prompt in probes.prompts]
-        zero = is_base(arm, steps)
-        found = definition_zero(templates, level=level) if zero else mean_divergence(
-            scores.divergences, templates, level=level
-        )  # fmt: skip
+        zero = definition_zero(templates, level=level) if is_base(arm, steps) else None
+        found = zero or mean_divergence(scores.divergences, templates, level=level)
         yield Measured("kl_to_base", "", found)
 
 
-def utility_losses(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan) -> dict[int, dict[str, Estimate]]:
-    """What an arm costs of the base's utility at each dose where that was measured, by the measure's name."""
-    base = read_scores(plan, ledger, model)
-    found: dict[int, dict[str, Estimate]] = {}
-    for steps in utility_doses(plan, ledger, arm) if base is not None else ():
-        scores = read_scores(plan, ledger, model, arm, steps)
-        if base is not None and scores is not None:
-            found[steps] = {
-                "perplexity": relative_loss(base.texts, scores.texts, level=plan.study.level),
-                "utility_accuracy": relative_loss(base.questions, scores.questions, level=plan.study.level),
-            }
-    return found
+def utility_losses(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan, steps: int) -> dict[str, Estimate]:
+    """What an arm's dose costs of the base's utility, relative to it, by measure; empty where it was not measured."""
+    if steps not in utility_doses(plan, ledger, arm):
+        return {}
+    base, now = read_scores(plan, ledger, model), read_scores(plan, ledger, model, arm, steps)
+    if base is None or now is None:
+        return {}
+    level = plan.study.level
+    losses: dict[str, Estimate] = {}
+    if base.texts:
+        losses["perplexity"] = relative_loss(base.texts, now.texts, level=level)
+    if base.questions:
+        losses["utility_accuracy"] = relative_loss(base.questions, now.questions, level=level)
+    return losses
 
 
 def _kl_inputs(model: ModelPlan, probes: Probes) -> dict[str, Any]:
     prompts = [[prompt.id, [asdict(turn) for turn in prompt.messages]] for prompt in probes.prompts]
     return {"base": model.key, "prompts": digest(prompts), "tokens": probes.kl_tokens}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -119,7 +119,7 @@ class PromptSets(Frozen):
     benign: Source | None = None
     """Without it, over-refusal is not measured."""
     benign_at: Literal["every_dose", "ends"] = "every_dose"
-    """Ask the benign prompts at every dose, or at dose 0 and the last one alone, which is quicker."""
+    """Ask the benign prompts at every dose, or at the key doses alone: 0, around the break, the last."""
 
 
 class Decoding(Frozen):
