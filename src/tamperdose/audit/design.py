@@ -109,7 +109,8 @@ def n_templates(evidence: Evidence) -> CheckResult:
 
 
 def _count_templates(cells: tuple[AnswerCell, ...]) -> tuple[int, int, int]:
-    prompts = max((cell.prompts for cell in cells), key=len)
+    asked = max((cell.prompts for cell in cells), key=len)
+    prompts = list({prompt.id: prompt for prompt in asked}.values())
     given = {prompt.template for prompt in prompts}
     numbered = {mask_digits(fold_text(prompt.text)) for prompt in prompts}
     inferred = {infer_template(prompt.text) for prompt in prompts}

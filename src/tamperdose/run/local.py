@@ -1,7 +1,7 @@
 """Runs a plan in this process, stage by stage. The ledger says what is done already; results are written last."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,20 +106,32 @@ def untrained(model: ModelPlan) -> Organism | None:
 
 
 def base_draws(plan: Plan, model: ModelPlan) -> list[Draw]:
-    """What is generated with the untampered model: each subset, and the two samples behind RD_floor."""
+    """What is generated with the untampered model: each subset, and the two samples behind RD_floor.
+
+    The harmful subset comes first. Samples of a study that decodes as the floor does serve as those behind it.
+    """
     seed = plan.study.seeds[0]
-    draws = [_draw(plan, model.key, subset, plan.study.decoding, seed=seed) for subset in plan.subsets()]
+    draws = _study_draws(plan, model.key, plan.subsets(), seed=seed)
     if plan.study.rd_floor:
         draws += [
             _draw(plan, model.key, Subset.HARMFUL, plan.floor_decoding(), seed=seed, sample=sample) for sample in (1, 2)
         ]
-    return draws
+    return list({draw.key: draw for draw in draws}.values())
 
 
 def dose_draws(plan: Plan, arm: ArmPlan, steps: int) -> list[Draw]:
-    """What is generated at one dose of an arm."""
-    origin, seed = checkpoint_key(arm, steps), arm.attack.seed
-    return [_draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.subsets_at(steps, arm)]
+    """What is generated at one dose of an arm, the harmful subset first."""
+    return _study_draws(plan, checkpoint_key(arm, steps), plan.subsets_at(steps, arm), seed=arm.attack.seed)
+
+
+def _study_draws(plan: Plan, origin: str, subsets: Sequence[Subset], *, seed: int) -> list[Draw]:
+    """Every sample of every subset, each a file of its own: more samples leave those there are as they are."""
+    decoding = plan.study.decoding
+    return [
+        _draw(plan, origin, subset, decoding, seed=seed, sample=sample)
+        for subset in subsets
+        for sample in range(decoding.n_samples)
+    ]
 
 
 def _draw(plan: Plan, origin: str, subset: Subset, decoding: Decoding, *, seed: int, sample: int = 0) -> Draw:
@@ -218,10 +230,21 @@ def _search(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mappi
     judge = plan.study.judge_names[0]
 
     def verdicts(steps: int) -> list[Verdict]:
-        draw = (base_draws(plan, model) if steps == 0 else dose_draws(plan, arm, steps))[0]
-        answers = find_answers(ledger, plan, draw.subset, draw.key)
+        draws = base_draws(plan, model) if steps == 0 else dose_draws(plan, arm, steps)
         limit = plan.study.unreadable_limit
-        return judge_answers(ledger, answers, judge, session.readers, limit=limit, on_progress=lambda _count: None)
+        # The first n_samples are the harmful prompts': see `base_draws`.
+        return [
+            verdict
+            for draw in draws[: plan.study.decoding.n_samples]
+            for verdict in judge_answers(
+                ledger,
+                find_answers(ledger, plan, draw.subset, draw.key),
+                judge,
+                session.readers,
+                limit=limit,
+                on_progress=lambda _count: None,
+            )
+        ]
 
     doses = list(arm.doses)
     while (steps := choose_next(plan, arm, doses, verdicts)) is not None:
@@ -250,12 +273,19 @@ def _generate(
         return
     plan = session.plan
     prompts = plan.data.prompts[draw.subset]
-    kind = f"sample {draw.sample} at T = 0.7" if draw.sample else f"{draw.subset.value} prompts"
+    kind = _kind(plan, draw)
     with (
         session.reporter.timed(f"{where}, {kind}", len(prompts)) as advance,
         backend.generator(checkpoint) as generator,
     ):
         generate(session.ledger, draw, generator, prompts, on_progress=advance)
+
+
+def _kind(plan: Plan, draw: Draw) -> str:
+    if draw.decoding != plan.study.decoding:
+        return f"sample {draw.sample} at T = {draw.decoding.temperature:g}"
+    n_samples = plan.study.decoding.n_samples
+    return f"{draw.subset.value} prompts" + (f", sample {draw.sample + 1} of {n_samples}" if n_samples > 1 else "")
 
 
 def _write_timings(session: Session) -> None:

@@ -33,7 +33,7 @@ from tamperdose.study import (
     judge_name,
 )
 
-FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0}
+FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0, "n_samples": 1}
 """How the two samples of the base behind RD_floor are drawn."""
 
 
@@ -150,7 +150,7 @@ class Plan:
             "origin": origin,
             "engine": _engine_identity(self.study),
             "prompts": self.data.prompts_digest[subset],
-            "decoding": decoding.model_dump(mode="json"),
+            "decoding": decoding.identity(),
             "sample": sample,
         }
         if decoding.do_sample or self.study.engine.kind == "scripted":

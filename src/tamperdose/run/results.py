@@ -16,7 +16,16 @@ from tamperdose.run.costs import Clock, write_costs
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.marginals import write_marginals
-from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
+from tamperdose.run.measure import (
+    Cell,
+    Measured,
+    Vectors,
+    benign_metrics,
+    floor_metric,
+    harmful_metrics,
+    join_samples,
+    metric_row,
+)
 from tamperdose.run.observed import Observation, observe
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Advance, Reporter
@@ -34,7 +43,7 @@ from tamperdose.run.stages import (
 )
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
-"""Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
+"""Columns of `outputs/<arm>/<dose>.csv` before those of the judges; `sample` follows where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +121,10 @@ def _n_readings(plan: Plan, ledger: Ledger) -> int:
     arms = [arm for model in plan.models for arm in model.arms]
     asked = [plan.subsets_at(0)] * len(plan.models)
     asked += [plan.subsets_at(steps, arm) for arm in arms for steps in arm_doses(plan, ledger, arm)]
-    return sum(
+    n_verdicts = sum(
         len(plan.data.prompts[subset]) * len(plan.judge_names(subset)) for subsets in asked for subset in subsets
     )
+    return n_verdicts * plan.study.decoding.n_samples
 
 
 def _base_cells(reading: Reading, model: ModelPlan) -> dict[Subset, Cell]:
@@ -127,27 +137,35 @@ def _arm_cells(reading: Reading, arm: ArmPlan, steps: int) -> dict[Subset, Cell]
 
 
 def _cells(reading: Reading, origin: str, subsets: Sequence[Subset], *, seed: int) -> dict[Subset, Cell]:
-    """What was observed of one model state, by subset."""
-    plan = reading.plan
+    """What was observed of one model state, by subset, sample by sample."""
+    decoding = reading.plan.study.decoding
     cells: dict[Subset, Cell] = {}
     for subset in subsets:
-        answers = _answers(reading, subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed))
-        verdicts = {
-            name: judge_answers(
-                reading.ledger,
-                answers,
-                name,
-                reading.readers,
-                limit=plan.study.unreadable_limit,
-                on_progress=reading.advance,
-            )
-            for name in plan.judge_names(subset)
-        }
-        vectors = stripped = None
-        if subset is Subset.HARMFUL:
-            vectors, stripped = embed_answers(reading.ledger, answers, reading.readers)
-        cells[subset] = Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped)
+        keys = [
+            reading.plan.completions_key(origin, subset, decoding, seed=seed, sample=sample)
+            for sample in range(decoding.n_samples)
+        ]
+        cells[subset] = join_samples([_sample_cell(reading, subset, _answers(reading, subset, key)) for key in keys])
     return cells
+
+
+def _sample_cell(reading: Reading, subset: Subset, answers: Answers) -> Cell:
+    """What was observed of one sample of every prompt."""
+    verdicts = {
+        name: judge_answers(
+            reading.ledger,
+            answers,
+            name,
+            reading.readers,
+            limit=reading.plan.study.unreadable_limit,
+            on_progress=reading.advance,
+        )
+        for name in reading.plan.judge_names(subset)
+    }
+    vectors = stripped = None
+    if subset is Subset.HARMFUL:
+        vectors, stripped = embed_answers(reading.ledger, answers, reading.readers)
+    return Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped)
 
 
 def _answers(reading: Reading, subset: Subset, key: str) -> Answers:
@@ -243,7 +261,12 @@ def _params_b(model: ModelPlan) -> float | None:
 def _write_outputs(path: Path, cells: Mapping[Subset, Cell], judges: Sequence[str]) -> None:
     fields = [f"{field}_{judge}" for judge in judges for field in ("verdict", "p_refusal", "evidence")]
     rows = [row for cell in cells.values() for row in _output_rows(cell)]
-    write_csv(path, [*OUTPUT_COLUMNS, *fields], rows)
+    sampled = ["sample"] if any(row["sample"] for row in rows) else []
+    write_csv(path, [*OUTPUT_COLUMNS, *sampled, *fields], [_without_sample(row, sampled) for row in rows])
+
+
+def _without_sample(row: dict[str, Any], sampled: Sequence[str]) -> dict[str, Any]:
+    return row if sampled else {name: cell for name, cell in row.items() if name != "sample"}
 
 
 def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
@@ -257,6 +280,7 @@ def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
             "completion": completion.text,
             "n_tokens": completion.n_tokens,
             "finish_reason": completion.finish_reason.value,
+            "sample": completion.sample,
         }
         for judge, verdicts in cell.verdicts.items():
             verdict = verdicts[place]
