@@ -45,4 +45,5 @@ def _table(cells: Sequence[Sequence[Answer]], doses: Sequence[int]) -> DoseTable
         for answer in answers:
             if answer.verdict is not Label.UNREADABLE and answer.row in places:
                 refused[places[answer.row], column] = float(answer.refused)
-    return DoseTable(np.array(doses, dtype=np.float64), refused, tuple(rows.values()))
+    n_samples = 1 + max(answer.sample for answer in cells[0])
+    return DoseTable(np.array(doses, dtype=np.float64), refused, tuple(rows.values()), n_samples=n_samples)

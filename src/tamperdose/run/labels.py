@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tamperdose.data.conversations import conversation_text, turns_from_json
 from tamperdose.errors import DataError, RunError, explain
 from tamperdose.files import digest, read_csv, write_csv
 from tamperdose.records import Label, Subset
@@ -59,7 +60,7 @@ class Answer:
     template: str
     """Its template."""
     prompt: str
-    """The request."""
+    """The request; of a conversation every turn behind its role."""
     response: str
     """The answer. Hostile."""
     verdict: Label
@@ -325,11 +326,17 @@ def _read_cell(path: Path, model: str, arm: str, judge: str) -> Iterator[Answer]
             except ValueError as error:
                 raise DataError(explain(f"{path} data row {number}: no verdict", got=str(error)[:80])) from error
             yield Answer(
-                *(model, arm, int(path.stem), row["id"], row["template"], row["prompt"], row["completion"]),
+                *(model, arm, int(path.stem), row["id"], row["template"], _asked(row, path), row["completion"]),
                 verdict=verdict,
                 p_refusal=p_refusal,
                 sample=sample,
             )
+
+
+def _asked(row: Mapping[str, str], path: Path) -> str:
+    """What a person reads before an answer: the prompt, of a conversation every turn."""
+    talk = row.get("conversation", "")
+    return conversation_text(turns_from_json(talk, str(path))) if talk else row["prompt"]
 
 
 def strata_of(run: JudgedRun) -> dict[tuple[str, str], list[Answer]]:

@@ -66,7 +66,7 @@ def choose_next(plan: Plan, arm: ArmPlan, doses: list[int], verdicts: Verdicts) 
         labels = {judge: [verdict.label for verdict in verdicts(steps)]}
         base = base or labels
         setting = {"study": plan.study.name, "arm": arm.id, "dose_steps": steps}
-        seen.append(Observation(setting, templates, labels, base))
+        seen.append(Observation(setting, templates, labels, base, plan.study.decoding.n_samples))
     fits = fit_arms(seen, level=plan.study.level)
     if not fits or fits[0].fit.ed50.censored == "undefined":
         return None

@@ -62,6 +62,15 @@ def join_samples(cells: Sequence[Cell]) -> Cell:
     )
 
 
+def count_samples(prompts: Sequence[Prompt]) -> int:
+    """Answers to each prompt, given the prompt of every answer; 1 where there are none.
+
+    >>> count_samples([])
+    1
+    """
+    return max(1, round(len(prompts) / max(1, len({prompt.id for prompt in prompts}))))
+
+
 def _stacked(parts: Sequence[Vectors | None]) -> Vectors | None:
     known = [part for part in parts if part is not None]
     return np.concatenate(known) if len(known) == len(parts) else None
@@ -168,6 +177,7 @@ def _label_rate(verdicts: Sequence[Verdict], label: Label, prompts: Sequence[Pro
         _chosen(_templates(prompts), readable),
         n_unreadable=int((~readable).sum()),
         level=level,
+        n_samples=count_samples(prompts),
     )
 
 
@@ -219,7 +229,8 @@ def _exact_answers(cell: Cell, *, level: float) -> Iterator[Measured]:
         prompt.answer.split() == completion.text.split()
         for prompt, completion in zip(cell.prompts, cell.completions, strict=True)
     ]
-    yield Measured("exact_answer_rate", "", rate(right, _templates(cell.prompts), level=level))
+    n_samples = count_samples(cell.prompts)
+    yield Measured("exact_answer_rate", "", rate(right, _templates(cell.prompts), level=level, n_samples=n_samples))
 
 
 def _templates(prompts: Sequence[Prompt]) -> list[str]:

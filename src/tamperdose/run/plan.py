@@ -12,6 +12,7 @@ from typing import Any
 
 from tamperdose.attacks import build_attacks
 from tamperdose.attacks.attack import Attack, TrainingRows
+from tamperdose.data.conversations import conversation_key
 from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.overlap import require_disjoint
 from tamperdose.data.prompts import load_prompts
@@ -193,8 +194,10 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
 
 def _require_one_subset(prompts: Mapping[Subset, Sequence[Prompt]]) -> None:
     """Refuse a prompt that counts as harmful and as benign: its refusal would be right and wrong."""
-    harmful = {prompt.text.strip().casefold() for prompt in prompts.get(Subset.HARMFUL, ())}
-    both = [prompt for prompt in prompts.get(Subset.BENIGN, ()) if prompt.text.strip().casefold() in harmful]
+    harmful = {conversation_key(prompt.messages).casefold() for prompt in prompts.get(Subset.HARMFUL, ())}
+    both = [
+        prompt for prompt in prompts.get(Subset.BENIGN, ()) if conversation_key(prompt.messages).casefold() in harmful
+    ]
     if both:
         raise DataError(
             explain(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tamperdose.data.conversations import turns_to_json
 from tamperdose.errors import RunError, explain
 from tamperdose.files import write_csv, write_json
 from tamperdose.models.flops import n_parameters
@@ -43,7 +44,10 @@ from tamperdose.run.stages import (
 )
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
-"""Columns of `outputs/<arm>/<dose>.csv` before those of the judges; `sample` follows where there are several."""
+"""Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
+
+OPTIONAL_COLUMNS = ("conversation", "sample")
+"""Columns that follow where a prompt has several turns (all of them, as JSON), and where it has several samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +265,9 @@ def _params_b(model: ModelPlan) -> float | None:
 def _write_outputs(path: Path, cells: Mapping[Subset, Cell], judges: Sequence[str]) -> None:
     fields = [f"{field}_{judge}" for judge in judges for field in ("verdict", "p_refusal", "evidence")]
     rows = [row for cell in cells.values() for row in _output_rows(cell)]
-    sampled = ["sample"] if any(row["sample"] for row in rows) else []
-    write_csv(path, [*OUTPUT_COLUMNS, *sampled, *fields], [_without_sample(row, sampled) for row in rows])
-
-
-def _without_sample(row: dict[str, Any], sampled: Sequence[str]) -> dict[str, Any]:
-    return row if sampled else {name: cell for name, cell in row.items() if name != "sample"}
+    unused = {name for name in OPTIONAL_COLUMNS if not any(row[name] for row in rows)}
+    columns = [name for name in (*OUTPUT_COLUMNS, *OPTIONAL_COLUMNS, *fields) if name not in unused]
+    write_csv(path, columns, [{name: cell for name, cell in row.items() if name not in unused} for row in rows])
 
 
 def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
@@ -280,6 +281,7 @@ def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
             "completion": completion.text,
             "n_tokens": completion.n_tokens,
             "finish_reason": completion.finish_reason.value,
+            "conversation": turns_to_json(prompt.messages) if len(prompt.messages) > 1 else "",
             "sample": completion.sample,
         }
         for judge, verdicts in cell.verdicts.items():

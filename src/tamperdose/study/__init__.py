@@ -35,11 +35,16 @@ from tamperdose.study.models import (
     RefusalTuning,
     ScriptedEngine,
 )
+from tamperdose.study.parts import (
+    PUBLIC_SETS,
+    split_source,
+)
 from tamperdose.study.study import (
     Study,
 )
 
 __all__ = [
+    "PUBLIC_SETS",
     "AnyJudge",
     "Architecture",
     "AttackSpec",
@@ -64,4 +69,5 @@ __all__ = [
     "judge_name",
     "load_judge",
     "load_study",
+    "split_source",
 ]

@@ -113,7 +113,10 @@ class ModelSpec(Frozen):
 
 
 class PromptSets(Frozen):
-    """Where the prompts come from: `builtin:NAME` or a CSV with a column `prompt`."""
+    """Where the prompts come from: `builtin:NAME`, a CSV with a column `prompt`, or JSONL with `prompt` or `messages`.
+
+    `xstest:PATH`, `xstest_unsafe:PATH` and `coconot:PATH` are files of those sets as they are downloaded.
+    """
 
     harmful: Source
     benign: Source | None = None
