@@ -14,6 +14,9 @@ export TOKENIZERS_PARALLELISM := false
 # Waiting threads sleep: spinning ones stall on shared cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# One process for each core, each file in one of them, the long ones first.
+SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
+
 .PHONY: help setup demo ladder ladder-full test check bench bench-gpu validate figures clean
 
 help:  ## List the targets.
@@ -46,10 +49,10 @@ check: setup  ## Lint, types, import layers, fast tests.
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test: setup  ## All tests that run without a GPU.
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not gpu"
 
 bench: setup  ## Speed and memory against plain transformers, of the judge and of the audit, under 30 minutes.
 	$(BIN)/python benchmarks/bench.py

@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each of the processes side by side has a core of its own, and so have the commands that it starts.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Property tests draw the same examples every time and are not timed: a busy machine must not fail them.
 settings.register_profile(
@@ -24,6 +27,12 @@ settings.load_profile("tamperdose")
 def pytest_configure(config: pytest.Config) -> None:
     # peft 0.21 still reads a name that transformers 5.23 renamed: theirs to mend, and the only warning let pass.
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, the demo before all: side by side, the last to begin decides the time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name != "test_demo.py", item.path not in slow))
 
 
 @pytest.fixture(scope="session")

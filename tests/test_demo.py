@@ -20,7 +20,7 @@ DEMO = Path(__file__).parents[1] / "experiments" / "smollm2_135m_lora_grid" / "s
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "results"
     command = [sys.executable, "-m", "tamperdose.cli", "run", str(DEMO), "-o", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "RRR" in done.stdout
     assert str(folder / "metrics.csv") in done.stdout

@@ -48,6 +48,11 @@ def test_without_a_censored_size_one_line_is_enough() -> None:
 
 def test_one_size_has_claims_and_no_slope() -> None:
     assert scaling_lines({"recipes": [recipe(BROKEN[:1])]}) == ["claim 1: undecided: because"]
+    alone = [{key: recipe(BROKEN[:1], learning_rate=rate)[key] for key in ("recipe", "claims")} for rate in (1.0, 2.0)]
+    assert scaling_lines({"recipes": [], "one_size": alone}) == [
+        "learning rate 1: claim 1: undecided: because",
+        "learning rate 2: claim 1: undecided: because",
+    ]
 
 
 def test_a_size_that_was_not_run_is_predicted_by_the_fit_that_uses_all_sizes() -> None:

@@ -32,6 +32,7 @@ from tamperdose.models.hf import encode_chat, end_tokens, shared_prefix
 from tamperdose.models.lanes import n_lanes, side_by_side, split
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.lora import LoraShape, save_adapter
+from tamperdose.models.lora_products import fused
 from tamperdose.records import NO_DOSE, Checkpoint, Dose, Example
 
 MAX_GRAD_NORM = 1.0
@@ -159,7 +160,7 @@ class _Trainer:
         start = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.dose.steps + 1)
-        with _repeatable(self.chat.device):
+        with _repeatable(self.chat.device), fused(self.wrapped):
             self.mean_loss = self._backward(batch)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRAD_NORM)
         self.optimizer.step()

@@ -15,6 +15,9 @@ def scaling_lines(told: _Told) -> list[str]:
     lines: list[str] = []
     for name, recipe in zip(different_settings([each["recipe"] for each in recipes]), recipes, strict=True):
         lines += [f"{name}: {line}" if name else line for line in _recipe_lines(recipe)]
+    single = told.get("one_size", [])
+    for name, recipe in zip(different_settings([each["recipe"] for each in single]), single, strict=True):
+        lines += [f"{name}: {line}" if name else line for line in _claim_lines(recipe)]
     for entry in told.get("learning_rates", []):
         lines += _rate_lines(entry)
     lines += _share_lines(told.get("cost", []))
@@ -71,6 +74,10 @@ def _recipe_lines(recipe: _Told) -> Iterator[str]:
     yield from _prediction_lines(units)
     if "steps" in units:
         yield from _left_out_lines(units["steps"])
+    yield from _claim_lines(recipe)
+
+
+def _claim_lines(recipe: _Told) -> Iterator[str]:
     for claim in recipe["claims"]:
         yield f"claim {claim['number']}: {claim['answer']}: {claim['reason']}"
 

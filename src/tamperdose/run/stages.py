@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from tamperdose.errors import DataError, RunError, explain
 from tamperdose.files import digest, read_jsonl, sha256_file, write_atomic
 from tamperdose.judges import Judge, Reading, build_judge
+from tamperdose.judges.classifier import ClassifierJudge
+from tamperdose.judges.features import opening
 from tamperdose.models.generator import Generator, OnProgress
-from tamperdose.models.vectors import CachedEmbedder, Embeds
+from tamperdose.models.vectors import CachedEmbedder, TogetherEmbedder
 from tamperdose.records import NO_DOSE, Checkpoint, Completion, Dose, FinishReason, Label, Prompt, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, checkpoint_key
@@ -23,6 +25,16 @@ from tamperdose.study import AnyJudge, Decoding, GuardJudge, LlmJudge, judge_nam
 
 KEPT_AFTER = 64
 """Answers that a slow judge reads before what it made of them is kept: what a kill can cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One model state's answers to one subset: where they lie and what they are called."""
+
+    prompts: Sequence[Prompt]
+    """The prompts, in the order of the answers."""
+    path: Path
+    """The ledger's file of completions."""
 
 
 class Readers:
@@ -33,7 +45,8 @@ class Readers:
     def __init__(self, judges: Sequence[AnyJudge] = ()) -> None:
         self._settings = {judge_name(judge): judge for judge in judges}
         self._judges: dict[str, Judge] = {}
-        self._embedder: Embeds | None = None
+        self._embedder: TogetherEmbedder | None = None
+        self._together: Path | None = None
 
     def keep_embeddings(self, folder: Path) -> None:
         """From here on keep vectors in a folder by the digests of their texts: no text is embedded twice."""
@@ -49,14 +62,23 @@ class Readers:
         """Whether a judge's readings are dear enough to be kept while it reads."""
         return isinstance(self._settings.get(name), LlmJudge | GuardJudge)
 
-    def embedder(self) -> Embeds:
+    def embedder(self) -> TogetherEmbedder:
         """The sentence encoder behind RD."""
         if self._embedder is None:
             from tamperdose.models.embed import load_embedder
 
             loaded = load_embedder()
-            self._embedder = loaded if self._embeddings is None else CachedEmbedder(loaded, self._embeddings)
+            kept = loaded if self._embeddings is None else CachedEmbedder(loaded, self._embeddings)
+            self._embedder = TogetherEmbedder(kept)
         return self._embedder
+
+    def embed_together(self, answers: Answers, completions: Sequence[Completion]) -> None:
+        """Have all that RD and the classifier read of one file of answers embedded in one call."""
+        if self._together != answers.path:
+            texts = [completion.text for completion in completions]
+            stripped = strip_prompts(answers.prompts, texts)
+            self.embedder().together([*texts, *stripped, *map(opening, texts)])
+            self._together = answers.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +97,6 @@ class Draw:
     """What sampling starts from."""
     sample: int
     """Index of the sample, from 0; the two behind RD_floor are 1 and 2 of their own decoding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """One model state's answers to one subset: where they lie and what they are called."""
-
-    prompts: Sequence[Prompt]
-    """The prompts, in the order of the answers."""
-    path: Path
-    """The ledger's file of completions."""
 
 
 def generate(
@@ -126,6 +138,8 @@ def judge_answers(
     path = ledger.find("judge", key)
     if path is None:
         kept = ledger.partial("judge", key) if readers.is_slow(name) else None
+        if isinstance(readers.judge(name), ClassifierJudge):
+            readers.embed_together(answers, read_completions(answers.path))
         verdicts = _read_with(readers.judge(name), answers, kept, limit=limit)
         inputs = {"judge": f"{name}@{version}", "completions": answers.path.stem}
         path = ledger.put("judge", key, lambda to: _write_lines(to, verdicts), suffix=".jsonl", inputs=inputs)
@@ -141,13 +155,19 @@ def embed_answers(ledger: Ledger, answers: Answers, readers: Readers) -> tuple[N
     key = stage_key("embed", {"embedder": embedder.identity, **_texts_read(answers)})
     path = ledger.find("embed", key)
     if path is None:
-        texts = [completion.text for completion in read_completions(answers.path)]
-        stripped = [strip_prompt(prompt.text, text) for prompt, text in zip(answers.prompts, texts, strict=True)]
-        vectors = embedder.embed([*texts, *stripped])
+        completions = read_completions(answers.path)
+        readers.embed_together(answers, completions)
+        texts = [completion.text for completion in completions]
+        vectors = embedder.embed([*texts, *strip_prompts(answers.prompts, texts)])
         inputs = {"embedder": embedder.identity, "completions": answers.path.stem}
         path = ledger.put("embed", key, lambda to: _write_array(to, vectors), suffix=".npy", inputs=inputs)
     both = np.load(path, allow_pickle=False)
     return both[: len(both) // 2], both[len(both) // 2 :]
+
+
+def strip_prompts(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[str]:
+    """Answers without their prompts' texts; see `strip_prompt`."""
+    return [strip_prompt(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def strip_prompt(prompt: str, answer: str) -> str:
