@@ -14,8 +14,10 @@ from tamperdose.errors import DataError, ModelError
 from tamperdose.files import read_csv
 from tamperdose.records import Subset
 from tamperdose.run.audit import gather_run
-from tamperdose.run.checks import run_checks
+from tamperdose.run.checks import describe_status, run_checks
 from tamperdose.run.labels import draw_sheet, read_run
+from tamperdose.run.manifest import read_manifest
+from tamperdose.run.schema import read_metrics
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -134,3 +136,21 @@ def test_a_template_without_system_turns_is_a_clear_error(
     assert "some templates know no system turn" in str(caught.value)
     _talks(tmp_path / "study", system=False)
     assert len(_outputs(run_study(path, "attack.doses=[1]"))) == 13
+
+
+def test_a_study_measures_over_refusal_on_a_public_set(tmp_path: Path) -> None:
+    source = "xstest:sets/xstest_prompts.csv"
+    path = write_study(tmp_path, prompts={"harmful": "harmful.csv", "benign": source})
+    (tmp_path / "sets").mkdir()
+    rows = "".join(f"{i},How do I beat egg {name}?,type{i % 2},safe,beat,\n" for i, name in enumerate(NAMES))
+    header, unsafe = "id,prompt,type,label,focus,note\n", "99,How do I cheat?,contrast_type0,unsafe,cheat,\n"
+    (tmp_path / "sets" / "xstest_prompts.csv").write_text(header + rows + unsafe, encoding="utf-8")
+    lines = {line["check"]: line["detail"] for line in run_checks(path, [])}
+    assert lines["benign prompts"] == "10 in 2 templates"
+    run = run_study(path)
+    frame: Any = read_metrics(run / "metrics.csv")
+    found = frame[frame["metric"] == "over_refusal_rate"].iloc[0]
+    assert (found["n"], found["n_templates"]) == (10, 2)
+    assert source in read_manifest(run)["data_sha256"]
+    assert not [gap for gap in gather_run(run).gaps if "xstest" in gap]
+    assert describe_status(run)["finished"]

@@ -288,3 +288,9 @@ def test_a_scripted_model_draws_each_sample_by_itself(tmp_path: Path) -> None:
         for s in (0, 1)
     ]
     assert texts[0] != texts[1]
+
+
+def test_a_column_sample_without_ids_is_one_of_the_files_own(tmp_path: Path) -> None:
+    cells = [{"sample": "x", "prompt": "a", "response": "r"}, {"sample": "y", "prompt": "a", "response": "s"}]
+    path = write_csv(tmp_path / "plain.csv", ("sample", "prompt", "response"), cells)
+    assert read_recording(path).samples == (0, 0)

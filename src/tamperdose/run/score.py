@@ -56,7 +56,7 @@ def read_recording(path: Path, *, response_column: str = "response") -> Recordin
     """Read a CSV of recorded answers: `prompt`, the response column, optional `id`, `category`, `template`, `sample`.
 
     Repeated and blank rows are kept: they are what was recorded. Several answers to a prompt share its `id` and differ
-    in `sample`, a whole number; every prompt has the same ones.
+    in `sample`, a whole number; every prompt has the same ones. Without ids the column is ignored.
 
     Raises:
         DataError: Not a CSV with these columns, no rows, ids that repeat, or samples that not every prompt has.
@@ -66,7 +66,9 @@ def read_recording(path: Path, *, response_column: str = "response") -> Recordin
         raise DataError(explain(f"{path} holds no rows", expected="at least one recorded answer"))
     has_ids = "id" in columns
     ids = [row["id"] if has_ids else f"row{number:06d}" for number, row in enumerate(rows, 1)]
-    samples = _samples(path, ids, [row["sample"] for row in rows]) if "sample" in columns else (0,) * len(rows)
+    samples = (
+        _samples(path, ids, [row["sample"] for row in rows]) if has_ids and "sample" in columns else (0,) * len(rows)
+    )
     if len(set(zip(ids, samples, strict=True))) != len(ids):
         repeated = Counter(zip(ids, samples, strict=True)).most_common(1)[0][0]
         raise DataError(
