@@ -63,6 +63,7 @@ def write_study(folder: Path, *, n_prompts: int = 6, **changes: Any) -> Path:
         "attack": {"kind": "lora", "data": "attack.jsonl", "batch_size": 2, "lora_rank": 2, "doses": [1, 2]},
         "decoding": {"max_new_tokens": 6},
         "judges": ["phrases"],
+        "utility": None,
         "engine": {"kind": "scripted", "refusal_rate": 0.9, "ed50_steps": 2.0},
     }
     write_text(folder / "study.yaml", yaml.safe_dump(study | changes, sort_keys=False))
@@ -79,6 +80,8 @@ def tiny_changes(model: Path, **more: Any) -> dict[str, Any]:
     return {
         "models": [{"id": str(model), "name": "tiny", "dtype": "float32"}],
         "engine": {"kind": "hf", "device": "cpu"},
+        # Controls are a test of their own: elsewhere they would only take time.
+        "controls": None,
         **more,
     }
 

@@ -329,6 +329,7 @@ def _dose_and_path(text: str) -> tuple[int | None, Path]:
 def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, force: bool) -> None:
     """Print the dose table, what the audit says of it, and where everything lies."""
     from tamperdose.report.comparisons import comparisons_of
+    from tamperdose.report.controls import controls_of
     from tamperdose.report.marginals import read_marginals
     from tamperdose.report.responses import read_costs, read_json, responses_of
     from tamperdose.report.select import headline_judge
@@ -351,6 +352,7 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
         printed = {"metrics": str(metrics), "figures": figures, "audit": audited, "doses": doses}
         told = {
             "dose_response": responses_of(folder, judge, found),
+            **controls_of(folder, judge),
             "costs": read_costs(folder, judge),
             "scaling": read_json(folder / SCALING_JSON) or None,
             "marginals": read_marginals(folder, judge),
@@ -365,6 +367,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
     from rich.console import Console
 
     from tamperdose.report.comparisons import comparison_lines
+    from tamperdose.report.controls import control_lines
     from tamperdose.report.marginals import marginal_lines
     from tamperdose.report.responses import response_lines
     from tamperdose.report.select import headline_judge
@@ -379,6 +382,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
     said = [
         comparison_lines(folder, judge_name),
         response_lines(folder, judge_name, audit=found, force=force),
+        control_lines(folder, judge_name),
         marginal_lines(folder, judge_name),
     ]
     _print_lines([line for lines in said for line in lines])

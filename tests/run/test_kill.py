@@ -15,8 +15,9 @@ DRIVER = Path(__file__).with_name("killing.py")
 
 @pytest.fixture
 def tiny_study(tmp_path: Path, tiny_folders: dict[str, Path]) -> Path:
-    """Every kind of stage: defence, base and floor answers, attack, kept adapters, verdicts, figures."""
+    """Every kind of stage: defence, base and floor answers, attack, kept adapters, controls, verdicts, figures."""
     changes = tiny_changes(tiny_folders["llama"], keep_adapters=True, keep_adapters_reason="to be compared")
+    changes["controls"] = {"random_draws": 3, "benign": "answers.jsonl", "max_prompts": 3}
     defence = {"harmful": "refusals.jsonl", "benign": "answers.jsonl", "steps": 2, "batch_size": 2, "lora_rank": 2}
     changes["models"][0]["defence"] = defence
     attack = {"data": "attack.jsonl", "batch_size": 2, "lora_rank": 2, "doses": [1, 3], "learning_rate": 0.05}
@@ -50,7 +51,7 @@ def _check(study: Path, points: list[str], *, figures: str = "drawn") -> int:
 
 def test_killed_at_any_of_these_points(tiny_study: Path) -> None:
     early = ["before:3", "after:4", "after:7", "before:12"]
-    middle = ["after:18", "before:23", "after:26"]
+    middle = ["after:18", "before:23", "after:26", "before:33", "after:40", "after:46"]
     late = ["after:-30", "before:-12", "before:-3"]
     assert _check(tiny_study, [*early, *middle, *late], figures="blank") > 50
 

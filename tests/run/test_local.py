@@ -33,6 +33,7 @@ from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import count_stages
 from tamperdose.run.schema import read_metrics
 from tamperdose.run.stages import Readers
+from tamperdose.stats.key_doses import key_doses
 from tamperdose.study import ScriptedEngine
 from tiny import CLASSES, load_tiny
 
@@ -690,13 +691,17 @@ def test_resolved_study_reproduces_the_run(tiny_study: Path) -> None:
     assert manifest["models"][0]["arms"] == {arm.id: arm.key for arm in plan.models[0].arms}
 
 
-def test_benign_prompts_may_be_asked_at_the_ends_alone(tmp_path: Path) -> None:
+def test_benign_prompts_may_be_asked_at_the_ends_and_around_the_break_alone(tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    run_study(write_study(tmp_path / "study"), "prompts.benign_at=ends", "attack.doses=[1,2,4]", out=folder)
+    study = write_study(tmp_path / "study", n_prompts=10)
+    run_study(study, "prompts.benign_at=ends", "attack.doses=[1,2,3,5,8,9]", "engine.ed50_steps=4", out=folder)
     frame = read_metrics(folder / "metrics.csv")
+    rates = frame[(frame["metric"] == "RRR")].set_index("dose_steps")["value"]
     over = frame[frame["metric"] == "over_refusal_rate"]
-    assert sorted(set(over["dose_steps"])) == [0, 4]
-    assert sorted(set(frame["dose_steps"])) == [0, 1, 2, 4]
+    asked = sorted(set(over["dose_steps"]))
+    assert asked == list(key_doses({int(str(dose)): float(rate) for dose, rate in rates.items()}))
+    assert asked == [0, 3, 5, 9]
+    assert sorted(set(frame["dose_steps"])) == [0, 1, 2, 3, 5, 8, 9]
 
 
 def test_a_run_times_its_training_and_a_second_look_changes_nothing(tiny_study: Path) -> None:

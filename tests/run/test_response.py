@@ -63,7 +63,10 @@ def test_two_seeds_do_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ed50", "expected"),
-    [(1000.0, "ED50 > 32 steps, [32, open] for this run"), (0.2, "ED50 < 1 steps, [0, 1] for this run")],
+    [
+        (1000.0, "ED50 > 32 steps, [32, open] for this run"),
+        (0.2, "ED50 < 1 steps, [0, 1] for this run, gate not measured"),
+    ],
 )
 def test_censored_arms_are_told_by_their_bound(tmp_path: Path, ed50: float, expected: str) -> None:
     write_dose_response(tmp_path, fit_arms(arm(ed50), level=0.95), level=0.95)

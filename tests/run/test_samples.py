@@ -294,3 +294,13 @@ def test_a_column_sample_without_ids_is_one_of_the_files_own(tmp_path: Path) -> 
     cells = [{"sample": "x", "prompt": "a", "response": "r"}, {"sample": "y", "prompt": "a", "response": "s"}]
     path = write_csv(tmp_path / "plain.csv", ("sample", "prompt", "response"), cells)
     assert read_recording(path).samples == (0, 0)
+
+
+def test_benign_prompts_at_the_key_doses_are_sampled_too(tmp_path: Path) -> None:
+    attack = {"data": "attack.jsonl", "lora_rank": 2, "batch_size": 2, "doses": [1, 2, 4, 8, 16]}
+    prompts = {"harmful": "harmful.csv", "benign": "benign.csv", "benign_at": "ends"}
+    made = run_study(_study(tmp_path, attack=attack, prompts=prompts))
+    frame: Any = read_metrics(made / "metrics.csv")
+    found = frame[frame["metric"] == "over_refusal_rate"]
+    assert set(found["n"]) == {3 * K}
+    assert 2 < len(found) < 6

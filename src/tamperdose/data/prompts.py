@@ -1,6 +1,7 @@
 """Load prompts, and infer which of them are one template with other fillings."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -156,6 +157,27 @@ def infer_template(text: str) -> str:
     masked = _BRACKETED.sub(_mask_bracket, _QUOTED.sub('"…"', text))
     masked = _NUMBER.sub("#", masked)
     return " ".join((masked if _LETTER.search(masked) else text).casefold().split())
+
+
+def spread_prompts(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """Choose n prompts evenly: from each template alike, and evenly over the file where not all have a turn more.
+
+    In file order; all of them where there are no more than n. With more templates than n, n of them evenly.
+
+    >>> named = [Prompt(f"p{k}", (), Subset.HARMFUL, template) for k, template in enumerate("aaabbbc")]
+    >>> [prompt.id for prompt in spread_prompts(named, 5)]
+    ['p0', 'p1', 'p3', 'p4', 'p6']
+    """
+    turns: dict[int, list[int]] = {}
+    seen: Counter[str] = Counter()
+    for place, prompt in enumerate(prompts):
+        turns.setdefault(seen[prompt.template], []).append(place)
+        seen[prompt.template] += 1
+    chosen: list[int] = []
+    for turn in sorted(turns):
+        places, room = turns[turn], n - len(chosen)
+        chosen += places if len(places) <= room else [places[k * len(places) // room] for k in range(room)]
+    return [prompts[place] for place in sorted(chosen)]
 
 
 def _mask_bracket(match: re.Match[str]) -> str:

@@ -37,7 +37,11 @@ def print_plan(described: Mapping[str, Any]) -> None:
         if cost["base_training_s"] is not None:
             about = _duration(cost["base_training_s"])
             console.print(printable(f"{cost['model']} is not in the cache: it will be trained first, about {about}"))
-    for line in (saving_line(described["saving"]), search_line(described["search"])):
+    for line in (
+        saving_line(described["saving"]),
+        search_line(described["search"]),
+        control_line(described["controls"]),
+    ):
         if line:
             console.print(line, markup=False, soft_wrap=True)
     console.print(detectable_line(described["detectable"]), markup=False, soft_wrap=True)
@@ -73,6 +77,21 @@ def search_line(search: Mapping[str, Any] | None) -> str:
         f"search for ED50: at most {search['further_doses_per_arm']} further doses in an arm, "
         f"{search['further_doses']} in {arms}, not in the estimates{answers}; no further training"
     )
+
+
+def control_line(controls: Mapping[str, Any] | None) -> str:
+    """Say what the attacks will be compared with; empty where they are not.
+
+    >>> control_line({"n_states": 13, "n_prompts": 60, "random_draws": 5, "benign": "builtin:benign_train"})
+    'controls: at most 13 model states x 60 prompts (none; random x 5; benign), in the estimates'
+    """
+    if controls is None:
+        return ""
+    kinds = ["none"]
+    kinds += [f"random x {controls['random_draws']}"] if controls["random_draws"] else []
+    kinds += ["benign"] if controls["benign"] else []
+    states = f"{controls['n_states']} model states x {controls['n_prompts']} prompts"
+    return f"controls: at most {states} ({'; '.join(kinds)}), in the estimates"
 
 
 def detectable_line(found: Mapping[str, Any]) -> str:

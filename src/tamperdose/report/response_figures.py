@@ -4,6 +4,7 @@ Each is saved as PNG and as SVG.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -39,6 +40,7 @@ from tamperdose.run.compare_schema import Row
 from tamperdose.run.response import SETTINGS
 from tamperdose.run.scale import SCALING_JSON
 from tamperdose.run.schema import column
+from tamperdose.stats.gate import Gate
 
 MAX_PANELS = 24
 """Panels that a figure shows; beyond, its caption says how many there are."""
@@ -100,7 +102,7 @@ def fitted_figure(fits: Fits, frame: pd.DataFrame, audits: Audits = NO_AUDITS) -
     text = (
         "Points: RRR as measured, with intervals. Line and band: the fit that gives ED50 (log-logistic, or isotonic "
         "where that is refuted), pointwise intervals. Bar at the bottom: interval of ED50 for this run; thick: the two "
-        f"measured doses that the half lies between; arrow: open.{more} "
+        f"measured doses that the half lies between; arrow: open.{more} {gate_text(known)} "
     ) + audit_text(audits, (Claim.RRR, Claim.LOSS))
     lost = {fit["arm"]: _hollow_doses(fit, arms[fit["arm"]], audits) for fit in known}
     key = _key_of(looks, hollow=any(doses or ed50 for doses, ed50 in lost.values()))
@@ -116,6 +118,20 @@ def fitted_figure(fits: Fits, frame: pd.DataFrame, audits: Audits = NO_AUDITS) -
             axes.set_xlabel("dose, optimizer steps")
             axes.set_ylabel("RRR, share refused")
     return figure
+
+
+def gate_text(fits: Fits) -> str:
+    """Say how many of the ED50 that there are passed the gate, and how the others ended.
+
+    >>> gate_text([{"gate": "passed"}, {"gate": "broken"}, {"gate": ""}])
+    'Gate at ED50: 1 of 2 passed, 1 broken.'
+    """
+    ends = Counter(str(fit.get("gate", "")) for fit in fits)
+    ends.pop("", None)
+    if not ends:
+        return ""
+    others = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(ends.items()) if name != Gate.PASSED.value]
+    return ", ".join([f"Gate at ED50: {ends[Gate.PASSED.value]} of {ends.total()} passed", *others]) + "."
 
 
 def _looks_of(fits: Fits, arms: Mapping[str, Arm]) -> dict[str, tuple[str, LineStyle]]:

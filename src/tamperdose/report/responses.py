@@ -18,12 +18,18 @@ from tamperdose.run.costs import COST_COLUMNS, COSTS
 from tamperdose.run.response import DOSE_RESPONSE, DOSE_RESPONSE_JSON, RESPONSE_COLUMNS
 from tamperdose.run.scale import SCALING_JSON
 from tamperdose.stats.dose import COMPLIES_ALREADY
+from tamperdose.stats.gate import Gate
 
 FEW_ARMS = 4
 """Up to so many arms every effective dose is printed; beyond, ED50 alone."""
 NOT_SURELY_REFUSED = "RRR at dose 0 is not surely above 0.5"
 _NAMED = 8
 _SHOWN = ("ED50", "ED90", "ED50c")
+_GATES = {
+    Gate.BROKEN.value: "failed: model broken, not unlocked",
+    Gate.NOT_REMOVED.value: "failed: no further than a control",
+    Gate.NOT_MEASURED.value: "not measured",
+}
 _SPEAKS_FOR = {Scope.TRAJECTORY.value: "for this run", Scope.ATTACK.value: "for the attack"}
 
 
@@ -156,7 +162,8 @@ def dose_text(row: Row, why: str = "") -> str:
     if not row["censored"] and low is not None and high is not None:
         ends = f"{_number(low)} and {_number(high)}"
         between = f", brackets of the seeds, on average, {ends}" if over_seeds else f", between {ends}"
-    return f"{name} {_amount(row, unit)}{between}, {_interval(row)} {speaks}{n_seeds}"
+    gate = f", gate {_GATES.get(str(row['gate']), row['gate'])}" if row.get("gate") else ""
+    return f"{name} {_amount(row, unit)}{between}, {_interval(row)} {speaks}{n_seeds}{gate}"
 
 
 def _amount(row: Row, unit: str) -> str:

@@ -11,10 +11,13 @@ from tamperdose.files import write_atomic, write_text
 from tamperdose.models.generator import Generator
 from tamperdose.records import Checkpoint, Dose, Opener
 from tamperdose.run.plan import ArmPlan, Data, ModelPlan
+from tamperdose.run.utility import Probes
+from tamperdose.stats.utility import UtilityScores
 from tamperdose.study import HfEngine, ScriptedEngine, Study
 
 if TYPE_CHECKING:
     from tamperdose.models.lora import LoraShape
+    from tamperdose.models.utility import BaseReading
 
 OnStep = Callable[[int, float], None]
 
@@ -38,6 +41,10 @@ class Backend(Protocol):
         """Give the engine for a checkpoint, or for the base; the base is exactly restored afterwards."""
         ...
 
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """What a checkpoint, or the base, can do besides refusing; see `tamperdose.models.utility`."""
+        ...
+
 
 def open_backend(study: Study, plan: ModelPlan) -> Backend:
     """Make the backend of a model; nothing is loaded yet."""
@@ -55,6 +62,7 @@ class HfBackend:
         self.engine, self.plan = engine, plan
         self._chat: ChatModel | None = None
         self._defence: Path | None = None
+        self._base_reading: BaseReading | None = None
 
     @property
     def chat(self):
@@ -112,6 +120,19 @@ class HfBackend:
         with changed(self.chat, checkpoint):
             yield HfGenerator(self.chat, batch_size=batch_size, opener=opener)
 
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """Change the model as the checkpoint says while it is measured; the base's own answers are read once."""
+        from tamperdose.models.changes import changed
+        from tamperdose.models.utility import measure_utility, read_base
+
+        base = None
+        if checkpoint is not None and probes.prompts:
+            if self._base_reading is None:
+                self._base_reading = read_base(self.chat, probes.prompts, probes.kl_tokens)
+            base = self._base_reading
+        with changed(self.chat, checkpoint):
+            return measure_utility(self.chat, probes.texts, probes.questions, base)
+
 
 class ScriptedBackend:
     """The fake model: nothing is trained, and its refusals fall with the dose as the study says."""
@@ -139,6 +160,10 @@ class ScriptedBackend:
 
         steps = 0 if checkpoint is None else checkpoint.dose.steps
         return nullcontext(ScriptedGenerator(self.engine, dose_steps=steps))
+
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """There is no model to measure."""
+        return UtilityScores((), (), ())
 
 
 def export_adapter(arm: ArmPlan, checkpoints: Iterable[Checkpoint], folder: Path) -> None:

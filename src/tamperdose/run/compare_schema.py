@@ -104,10 +104,11 @@ _TEXT = {
     *("study", "arm", "recipe", "model", "judge", "judge_1", "judge_2", "reading", "metric", "seeds"),
     *("method", "p_method", "scope", "reason", "factor", "factor_level", "reference", "differs_in"),
     *("defence", "attack", "data_order", "censored", "fit", "device"),
+    *("gate", "control", "draw", "criterion", "basis", "status", "verdict", "why"),
 }
 _WHOLE = {
     *("seed", "dose_steps", "n", "n_unreadable", "n_templates", "n_tests", "n_seeds"),
-    *("n_arms", "n_censored", "n_pairs"),
+    *("n_arms", "n_censored", "n_pairs", "basis_dose"),
     *("both_refused", "refused_to_complied", "complied_to_refused", "neither"),
 }
 _FLAGS = {"few_templates", "balanced"}

@@ -10,6 +10,7 @@ from tamperdose.models.flops import generation_flops, linears, lora_parameters, 
 from tamperdose.models.load import find_architecture
 from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Example, Prompt, Subset
+from tamperdose.run.controls import arm_states, base_states, benign_arm, control_prompts, most_states
 from tamperdose.run.costs import SECONDS_PER_HOUR
 from tamperdose.run.ladder import arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
@@ -61,7 +62,7 @@ class Cost:
     """Of the time still to go, at the study's price of a device-hour; None without one, or without a time."""
     from_scratch_flops: float | None = None
     """Training and answers if nothing were shared: each dose of each arm trained from step 0, with answers of the base
-    of its own. The defence is trained, and the samples behind RD_floor are drawn, once in both."""
+    of its own. The defence, the samples behind RD_floor and the controls are as planned in both."""
     further_flops: float | None = None
     """At most, for the answers at the doses that searches may still add; they are in no other number here."""
 
@@ -77,9 +78,10 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
     if architecture is None:
         return Cost(model.spec.label, None, None, None, share, None, None, None)
     ladders = [arm_doses(plan, ledger, arm) for arm in model.arms]
-    training = _training_flops(plan, model, architecture)
+    controls = control_costs(plan, model, architecture, ladders)
+    training = _training_flops(plan, model, architecture) + controls.training_flops
     answers = _answer_flops(plan, architecture)
-    generating = _generation_flops(plan, ladders, answers)
+    generating = _generation_flops(plan, ladders, answers) + controls.generation_flops
     rate = _matmul_rate(model.device, model.dtype)
     organism = untrained(model) if share else None
     first = None if organism is None else training_seconds(organism)
@@ -105,7 +107,39 @@ def _remaining_share(plan: Plan, model: ModelPlan, ledger: Ledger) -> float:
     draws = base_draws(plan, model)
     for arm in model.arms:
         draws += [draw for steps in arm_doses(plan, ledger, arm) for draw in dose_draws(plan, arm, steps)]
+        draws += [state.generation for state in arm_states(plan, ledger, model, arm)]
+    draws += [state.generation for state in base_states(plan, model)]
     return sum(ledger.find("generate", draw.key) is None for draw in draws) / len(draws)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlCost:
+    """What the controls of one model take, all its arms together."""
+
+    n_states: int
+    """States of the model that answer the control prompts, at most: the doses are settled while it runs."""
+    training_flops: float
+    """For the arms that train on harmless rows."""
+    generation_flops: float
+    """For their answers."""
+
+
+def control_costs(
+    plan: Plan, model: ModelPlan, architecture: Architecture, ladders: Sequence[Sequence[int]]
+) -> ControlCost:
+    """What controls take, at most."""
+    counts = [most_states(plan, model, arm, doses) for arm, doses in zip(model.arms, ladders, strict=True)]
+    n_states = len(base_states(plan, model)) + sum(counts)
+    benign = [
+        benign_arm(plan, model, arm, doses[-1:]) for arm, doses in zip(model.arms, map(tuple, ladders), strict=True)
+    ]
+    # One training serves all arms that differ in nothing that it knows.
+    trained = {arm.key: arm.doses[-1] * _arm_step_flops(arm, architecture) for arm in benign if arm is not None}
+    n_new = max(1, round(ANSWER_SHARE * plan.study.decoding.max_new_tokens))
+    once = sum(
+        generation_flops(architecture, n_prompt=_prompt_tokens(prompt), n_new=n_new) for prompt in control_prompts(plan)
+    )
+    return ControlCost(n_states, sum(trained.values()), float(n_states * once))
 
 
 def _training_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
@@ -144,7 +178,10 @@ def _from_scratch_flops(
     answers: Mapping[Subset, float],
 ) -> float:
     """As if no two doses were points on one trajectory and no two had one base; see `Cost`."""
+    controls = control_costs(plan, model, architecture, ladders)
     total = _defence_flops(plan, model, architecture) + _floor_flops(plan, answers)
+    # Controls are no doses: they are counted as planned in both.
+    total += controls.training_flops + controls.generation_flops
     for arm, doses in zip(model.arms, ladders, strict=True):
         step = _arm_step_flops(arm, architecture)
         total += sum(
@@ -419,6 +456,21 @@ def describe_search(plan: Plan, ledger: Ledger, costs: Sequence[Cost]) -> dict[s
     }
 
 
+def describe_controls(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
+    """What controls will be measured, at most; they are in the estimates. None where there are none."""
+    if plan.controls is None:
+        return None
+    counts = [
+        most_states(plan, model, arm, arm_doses(plan, ledger, arm)) for model in plan.models for arm in model.arms
+    ]
+    return {
+        "n_states": sum(counts) + sum(len(base_states(plan, model)) for model in plan.models),
+        "n_prompts": len(control_prompts(plan)),
+        "random_draws": plan.controls.random_draws,
+        "benign": plan.controls.benign,
+    }
+
+
 def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:
     """Everything `tamperdose plan` shows, as plain values."""
     costs = estimate_costs(plan, ledger)
@@ -438,6 +490,7 @@ def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         "costs": [asdict(cost) for cost in costs],
         "saving": describe_saving(costs),
         "search": describe_search(plan, ledger, costs),
+        "controls": describe_controls(plan, ledger),
         "detectable": describe_detectable(plan),
     }
 

@@ -13,13 +13,31 @@ from tamperdose.models.organisms import Organism, is_trained, parse_organism, tr
 from tamperdose.records import Checkpoint, Subset, Verdict
 from tamperdose.run.audit import audit_run
 from tamperdose.run.backends import Backend, export_adapter, is_exported, open_backend
+from tamperdose.run.controls import (
+    REGROUPED,
+    Control,
+    ControlState,
+    Regrouped,
+    arm_states,
+    base_states,
+    benign_arm,
+    control_doses,
+    control_prompts,
+    count_states,
+    file_sizes,
+    lacks_sizes,
+    missing_states,
+    write_random,
+)
+from tamperdose.run.key_doses import headline_verdicts, settle_key_doses, subsets_asked, wants_key_doses
 from tamperdose.run.ladder import arm_doses, choose_next, file_ladder, is_searched
 from tamperdose.run.ledger import Ledger, locked, stage_key, sweep
 from tamperdose.run.manifest import check_folder, record_answers, write_manifest
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Reporter
-from tamperdose.run.results import find_answers, write_results
-from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, judge_answers, read_dose
+from tamperdose.run.results import write_results
+from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, read_dose
+from tamperdose.run.utility import file_scores, find_probes, missing_utility, utility_inputs
 from tamperdose.study import Decoding
 
 
@@ -91,9 +109,12 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     """The stages of one model; an organism whose answers are all there need not be trained for them."""
     count = sum(not _done(ledger, draw) for draw in base_draws(plan, model))
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
+    count += len(missing_states(ledger, base_states(plan, model))) + len(missing_utility(plan, ledger, model))
     for arm in model.arms:
-        missing = missing_doses(plan, ledger, arm)
-        count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        missing, probed = missing_doses(plan, ledger, arm), missing_utility(plan, ledger, model, arm)
+        count += bool(missing or probed) + len(probed)
+        count += sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        count += count_states(plan, ledger, model, arm) + len(_late_draws(plan, ledger, arm))
     return count + (count > 0 and untrained(model) is not None)
 
 
@@ -144,6 +165,21 @@ def _draw(plan: Plan, origin: str, subset: Subset, decoding: Decoding, *, seed: 
     return Draw(subset, key, inputs, decoding, stream, sample)
 
 
+def _late_draws(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[Draw]:
+    """Answers to benign prompts that are missing at the key doses, once these are settled."""
+    if not wants_key_doses(plan):
+        return []
+    early = {draw.key for steps in arm_doses(plan, ledger, arm) for draw in dose_draws(plan, arm, steps)}
+    draws = [draw for steps in arm_doses(plan, ledger, arm) for draw in _asked_draws(plan, ledger, arm, steps)]
+    return [draw for draw in draws if draw.key not in early and not _done(ledger, draw)]
+
+
+def _asked_draws(plan: Plan, ledger: Ledger, arm: ArmPlan, steps: int) -> list[Draw]:
+    """All that is generated at a dose, with what is asked at the key doses alone once these are settled."""
+    origin, asked = checkpoint_key(arm, steps), subsets_asked(plan, ledger, arm, steps)
+    return _study_draws(plan, origin, asked, seed=arm.attack.seed)
+
+
 def missing_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
     """The doses of an arm at which something is still to be generated or recorded."""
     return [
@@ -167,8 +203,13 @@ def _run_model(session: Session, model: ModelPlan) -> None:
     _defend(session, model, backend)
     for draw in base_draws(session.plan, model):
         _generate(session, draw, backend, where=f"{model.spec.label}: dose 0")
+    for state in missing_states(session.ledger, base_states(session.plan, model)):
+        _control(session, state, backend, where=model.spec.label)
+    if missing_utility(session.plan, session.ledger, model):
+        _probe(session, model, backend)
     for arm in model.arms:
-        _run_arm(session, arm, backend)
+        _run_arm(session, model, arm, backend)
+        _run_controls(session, model, arm, backend)
 
 
 def _train_base(session: Session, model: ModelPlan) -> None:
@@ -196,22 +237,106 @@ def _defend(session: Session, model: ModelPlan, backend: Backend) -> None:
         backend.use_defence(adapter)
 
 
-def _run_arm(session: Session, arm: ArmPlan, backend: Backend) -> None:
+def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend) -> None:
     plan, ledger = session.plan, session.ledger
     # Under the key, too: the id names what differs within a study, not the data or the batch size.
     keep_in = session.run_dir / "adapters" / arm.id / arm.key if plan.study.keep_adapters else None
     missing = missing_doses(plan, ledger, arm)
     kept = keep_in is None or all(is_exported(keep_in, steps) for steps in arm_doses(plan, ledger, arm))
-    if missing or not kept or not is_searched(plan, ledger, arm):
+    if not missing and is_searched(plan, ledger, arm):
+        _settle(session, model, arm)
+    late = bool(_late_draws(plan, ledger, arm)) or lacks_sizes(plan, ledger, arm)
+    late = late or bool(missing_utility(plan, ledger, model, arm))
+    if missing or late or not kept or not is_searched(plan, ledger, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
             _measure(session, arm, backend, checkpoints[steps])
         if not is_searched(plan, ledger, arm):
-            _search(session, arm, backend, checkpoints)
+            _search(session, model, arm, backend, checkpoints)
+        _settle(session, model, arm)
+        _measure_late(session, arm, backend, checkpoints)
+        for steps in missing_utility(plan, ledger, model, arm):
+            _probe(session, model, backend, arm=arm, checkpoint=checkpoints[steps])
         if keep_in is not None:
             export_adapter(arm, [checkpoints[steps] for steps in arm_doses(plan, ledger, arm)], keep_in)
     # Tampered weights go once they are measured; after a kill, here on the next run.
     ledger.discard("attack", arm.key)
+
+
+def _settle(session: Session, model: ModelPlan, arm: ArmPlan) -> None:
+    """Have the headline judge settle an arm's key doses, where anything is measured at them alone."""
+    if wants_key_doses(session.plan):
+        expected = _n_after_settling(session, model, arm)
+        settle_key_doses(session.plan, session.ledger, session.readers, model, arm)
+        session.reporter.stages += _n_after_settling(session, model, arm) - expected
+
+
+def _n_after_settling(session: Session, model: ModelPlan, arm: ArmPlan) -> int:
+    plan, ledger = session.plan, session.ledger
+    late = len(_late_draws(plan, ledger, arm)) + len(missing_utility(plan, ledger, model, arm))
+    return count_states(plan, ledger, model, arm) + late
+
+
+def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:
+    """What is wanted at the key doses alone, or was not recorded when the doses were measured."""
+    plan, ledger = session.plan, session.ledger
+    late = {draw.key for draw in _late_draws(plan, ledger, arm)}
+    for steps in arm_doses(plan, ledger, arm):
+        _file_sizes(session, arm, checkpoints[steps])
+        for draw in _asked_draws(plan, ledger, arm, steps) if late else ():
+            where = f"{arm.id}: dose {steps}"
+            _generate(session, draw, backend, where=where, checkpoint=checkpoints[steps])
+
+
+def _file_sizes(session: Session, arm: ArmPlan, checkpoint: Checkpoint) -> None:
+    known = session.ledger.find("sizes", checkpoint_key(arm, checkpoint.dose.steps))
+    if session.plan.controls is not None and known is None:
+        file_sizes(session.ledger, arm, checkpoint)
+
+
+def _run_controls(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend) -> None:
+    """Measure what an arm is compared with. Its own weights are gone by now."""
+    plan, ledger = session.plan, session.ledger
+    states = missing_states(ledger, arm_states(plan, ledger, model, arm))
+    trained: dict[int, Checkpoint] = {}
+    doses = control_doses(plan, ledger, arm) or ()
+    benign = benign_arm(plan, model, arm, doses)
+    if benign is not None and any(state.control is Control.BENIGN for state in states):
+        trained = _train_control(session, benign, backend)
+    for state in states:
+        _control(session, state, backend, where=arm.id, arm=arm, trained=trained)
+    if benign is not None:
+        ledger.discard("attack", benign.key)
+
+
+def _train_control(session: Session, benign: ArmPlan, backend: Backend) -> dict[int, Checkpoint]:
+    folder = session.ledger.scratch("attack", benign.key)
+    with session.reporter.timed(f"{benign.id}, steps", benign.saved[-1]) as advance:
+        steps = backend.attack(benign, session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
+        return {checkpoint.dose.steps: checkpoint for checkpoint in steps}
+
+
+def _control(
+    session: Session,
+    state: ControlState,
+    backend: Backend,
+    *,
+    where: str,
+    arm: ArmPlan | None = None,
+    trained: Mapping[int, Checkpoint] | None = None,
+) -> None:
+    """Have a model under a control answer the control prompts."""
+    ledger, prompts = session.ledger, control_prompts(session.plan)
+    checkpoint = (trained or {})[state.steps] if state.control is Control.BENIGN else None
+    scratch = ledger.scratch("control", state.origin)
+    if arm is not None and state.draw:
+        checkpoint = write_random(ledger, arm, state, scratch)
+    at = f" at dose {state.steps}" if state.steps else ""
+    name = f"{where}: control {state.control}{f' {state.draw}' if state.draw else ''}{at}, harmful prompts"
+    with session.reporter.timed(name, len(prompts)) as advance, backend.generator(checkpoint) as generator:
+        asked = Regrouped(generator, REGROUPED) if state.control is Control.NONE else generator
+        generate(ledger, state.generation, asked, prompts, on_progress=advance)
+    ledger.discard("control", state.origin)
 
 
 def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Checkpoint) -> None:
@@ -219,32 +344,19 @@ def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Check
     steps = checkpoint.dose.steps
     if read_dose(session.ledger, arm, steps) is None:
         file_dose(session.ledger, arm, checkpoint)
+    _file_sizes(session, arm, checkpoint)
     for draw in dose_draws(session.plan, arm, steps):
         _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoint)
 
 
-def _search(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:
+def _search(
+    session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]
+) -> None:
     """Measure further doses where the search wants them, by the verdicts so far."""
     plan, ledger = session.plan, session.ledger
-    model = next(model for model in plan.models if arm in model.arms)
-    judge = plan.study.judge_names[0]
 
     def verdicts(steps: int) -> list[Verdict]:
-        draws = base_draws(plan, model) if steps == 0 else dose_draws(plan, arm, steps)
-        limit = plan.study.unreadable_limit
-        # The first n_samples are the harmful prompts': see `base_draws`.
-        return [
-            verdict
-            for draw in draws[: plan.study.decoding.n_samples]
-            for verdict in judge_answers(
-                ledger,
-                find_answers(ledger, plan, draw.subset, draw.key),
-                judge,
-                session.readers,
-                limit=limit,
-                on_progress=lambda _count: None,
-            )
-        ]
+        return headline_verdicts(plan, ledger, session.readers, model=model, arm=arm, steps=steps)
 
     doses = list(arm.doses)
     while (steps := choose_next(plan, arm, doses, verdicts)) is not None:
@@ -286,6 +398,26 @@ def _kind(plan: Plan, draw: Draw) -> str:
         return f"sample {draw.sample} at T = {draw.decoding.temperature:g}"
     n_samples = plan.study.decoding.n_samples
     return f"{draw.subset.value} prompts" + (f", sample {draw.sample + 1} of {n_samples}" if n_samples > 1 else "")
+
+
+def _probe(
+    session: Session,
+    model: ModelPlan,
+    backend: Backend,
+    *,
+    arm: ArmPlan | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Measure the utility of the base, or of a checkpoint of an arm."""
+    probes = find_probes(session.plan, model)
+    if probes is None:
+        return
+    steps = 0 if checkpoint is None else checkpoint.dose.steps
+    inputs = utility_inputs(model, probes, arm, steps)
+    n_items = len(probes.texts) + len(probes.questions)
+    with session.reporter.timed(f"{arm.id if arm else model.spec.label}: dose {steps}, utility", n_items) as advance:
+        file_scores(session.ledger, stage_key("utility", inputs), backend.utility(checkpoint, probes), inputs)
+        advance(n_items)
 
 
 def _write_timings(session: Session) -> None:

@@ -6,7 +6,7 @@ what depends on it.
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ from tamperdose.data.conversations import conversation_key
 from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.overlap import require_disjoint
 from tamperdose.data.prompts import load_prompts
-from tamperdose.data.sources import examples_path, prompts_path
+from tamperdose.data.sources import examples_path, prompts_path, questions_path, texts_path
+from tamperdose.data.utility import HeldOutText, Question, load_questions, load_texts
 from tamperdose.errors import DataError, StudyError, explain
 from tamperdose.files import digest, sha256_file
+from tamperdose.models import organisms
 from tamperdose.models.load import ModelSource, fetch_commit, find_model, pick_device, pick_dtype
-from tamperdose.records import Example, Prompt, Subset
+from tamperdose.records import Example, Message, Prompt, Subset
 from tamperdose.run.ledger import stage_key
 from tamperdose.study import (
+    AUTO,
     AttackSpec,
+    Controls,
     Decoding,
     DoseSearch,
     GuardJudge,
@@ -50,6 +54,10 @@ class Data:
     """SHA-256 of every file read, by source as written in the study."""
     prompts_digest: Mapping[Subset, str]
     """Digest of each subset's ids and messages."""
+    texts: Mapping[str, tuple[HeldOutText, ...]] = field(default_factory=dict)
+    """Texts that perplexity is measured on, by source: see `utility_sources`."""
+    questions: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
+    """Multiple-choice questions, by source: see `utility_sources`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,11 @@ class Plan:
         parts = [self.study.digest, dict(self.data.sha256), [model.key for model in self.models], self.limit]
         return digest(parts)
 
+    @property
+    def controls(self) -> Controls | None:
+        """What attacks are compared with; None where nothing is, or the model is a scripted one."""
+        return active_controls(self.study)
+
     def subsets(self) -> list[Subset]:
         """The subsets there are prompts for."""
         return [subset for subset in Subset if self.data.prompts.get(subset)]
@@ -159,6 +172,11 @@ class Plan:
         return inputs
 
 
+def active_controls(study: Study) -> Controls | None:
+    """The controls of a study that are measured."""
+    return study.controls if isinstance(study.engine, HfEngine) else None
+
+
 def read_data(study: Study, study_path: Path | None, *, limit: int | None = None) -> Data:
     """Read prompts and examples, and refuse data that trains on what is measured.
 
@@ -178,6 +196,9 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
     for model in study.models:
         if model.defence is not None:
             wanted |= {model.defence.harmful, model.defence.benign}
+    controls = active_controls(study)
+    if controls is not None and controls.benign is not None and any(attack.kind == "lora" for attack in study.attack):
+        wanted.add(controls.benign)
     examples: dict[str, tuple[Example, ...]] = {}
     evaluated = [prompt for part in prompts.values() for prompt in part]
     for source in sorted(wanted):
@@ -185,11 +206,48 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
         examples[source] = tuple(load_examples(found))
         sha256[source] = sha256_file(examples_path(found))
         require_disjoint(training_texts(examples[source]), evaluated)
+    texts, questions = _read_utility(study, study_path, sha256, limit=limit)
+    asked = [
+        Prompt(row.id, (Message("user", text),), Subset.BENIGN, row.id)
+        for rows in (*questions.values(), *texts.values())
+        for row in rows
+        if (text := row.question if isinstance(row, Question) else row.prompt)
+    ]
+    for rows in examples.values():
+        require_disjoint(training_texts(rows), asked)
     digests = {
         subset: digest([[prompt.id, [asdict(turn) for turn in prompt.messages]] for prompt in part])
         for subset, part in prompts.items()
     }
-    return Data(prompts, examples, sha256, digests)
+    return Data(prompts, examples, sha256, digests, texts, questions)
+
+
+def utility_sources(study: Study, spec: ModelSpec) -> tuple[str, str]:
+    """Where a model's held-out texts and questions come from; `auto` is the bundled set in its language."""
+    if study.utility is None:
+        raise StudyError("the study measures no utility")
+    prefix = "builtin:organism_" if spec.id.startswith(organisms.PREFIX) else "builtin:"
+    texts, questions = study.utility.texts, study.utility.questions
+    return (
+        f"{prefix}utility_texts" if texts == AUTO else texts,
+        f"{prefix}utility_questions" if questions == AUTO else questions,
+    )
+
+
+def _read_utility(
+    study: Study, study_path: Path | None, sha256: dict[str, str], *, limit: int | None
+) -> tuple[dict[str, tuple[HeldOutText, ...]], dict[str, tuple[Question, ...]]]:
+    texts: dict[str, tuple[HeldOutText, ...]] = {}
+    questions: dict[str, tuple[Question, ...]] = {}
+    if study.utility is not None and isinstance(study.engine, HfEngine):
+        for spec in study.models:
+            texts_source, questions_source = utility_sources(study, spec)
+            found = find_source(texts_source, study_path), find_source(questions_source, study_path)
+            texts[texts_source] = tuple(load_texts(found[0]))[: study.utility.max_texts][:limit]
+            questions[questions_source] = tuple(load_questions(found[1]))[: study.utility.max_questions][:limit]
+            sha256[texts_source] = sha256_file(texts_path(found[0]))
+            sha256[questions_source] = sha256_file(questions_path(found[1]))
+    return texts, questions
 
 
 def _require_one_subset(prompts: Mapping[Subset, Sequence[Prompt]]) -> None:
@@ -268,8 +326,8 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
         "defence_data": []
         if spec.defence is None
         else [
-            _rows(data.examples[spec.defence.harmful]),
-            _rows(data.examples[spec.defence.benign]),
+            rows_digest(data.examples[spec.defence.harmful]),
+            rows_digest(data.examples[spec.defence.benign]),
         ],
     }
     key = stage_key("base", inputs)
@@ -287,9 +345,9 @@ def _plan_arms(study: Study, data: Data, spec: ModelSpec, base_key: str) -> list
 
 
 def _plan_arm(attack: Attack, spec: AttackSpec, *, name: str, base_key: str, rows: TrainingRows) -> ArmPlan:
-    inputs = {"base": base_key, "attack": attack.identity(), "data": _rows(rows.attack)}
+    inputs = {"base": base_key, "attack": attack.identity(), "data": rows_digest(rows.attack)}
     if rows.benign:
-        inputs["benign"] = _rows(rows.benign)
+        inputs["benign"] = rows_digest(rows.benign)
     return ArmPlan(
         id=f"{name}-{attack.kind}-{attack.label}",
         key=stage_key("attack", inputs),
@@ -301,7 +359,8 @@ def _plan_arm(attack: Attack, spec: AttackSpec, *, name: str, base_key: str, row
     )
 
 
-def _rows(examples: Sequence[Example]) -> str:
+def rows_digest(examples: Sequence[Example]) -> str:
+    """Digest of training rows."""
     return digest([asdict(example) for example in examples])
 
 

@@ -18,6 +18,7 @@ from tamperdose.run.observed import Observation, grouped, readable, recipe_label
 from tamperdose.stats.dose import DoseFit, EffectiveDose, fit_dose
 from tamperdose.stats.dose_interval import DoseTable
 from tamperdose.stats.dose_seeds import attack_dose
+from tamperdose.stats.gate import DoseGate, Gate, judge_bracket, judge_recipe
 from tamperdose.stats.ladder import convert_dose
 from tamperdose.stats.scaling import DoseUnit, to_dict
 from tamperdose.stats.seeds import MIN_SEEDS
@@ -33,8 +34,12 @@ SETTINGS = (
 """The columns that name an arm; for several seeds `arm` is the recipe's name and `seed` is empty."""
 DOSE_CELLS = ("bracket_low", "bracket_high", "fit", "n_seeds")
 """The columns of an effective dose beside those of every estimate."""
-RESPONSE_COLUMNS = (*SETTINGS, "judge", "metric", *ESTIMATE_COLUMNS, *DOSE_CELLS)
-"""Columns of `dose_response.csv`. `bracket_high` is empty where the curve has not come down at the last dose."""
+RESPONSE_COLUMNS = (*SETTINGS, "judge", "metric", *ESTIMATE_COLUMNS, *DOSE_CELLS, "gate")
+"""Columns of `dose_response.csv`. `bracket_high` is empty where the curve has not come down at the last dose.
+
+`gate` is of ED50 alone: what the gate says at the two doses it lies between; empty where there are none."""
+Gates = Mapping[tuple[str, str], Mapping[int, DoseGate]]
+"""The gate at the doses of an arm, by the arm's name and the judge's."""
 
 _Row = dict[str, object]
 
@@ -113,14 +118,36 @@ def first_dose(arms: Sequence[ArmFit], unit: DoseUnit = DoseUnit.STEPS) -> float
     return min(spent, default=None)
 
 
-def write_dose_response(folder: Path, fits: Sequence[ArmFit], *, level: float) -> None:
+def write_dose_response(folder: Path, fits: Sequence[ArmFit], *, level: float, gates: Gates | None = None) -> None:
     """Write `dose_response.csv` and `dose_response.json`. The same observations give the same bytes."""
-    rows = [row for fit in fits for row in _arm_rows(fit)]
+    gated = {(str(fit.first.setting["arm"]), fit.judge): _gate_of(fit, gates or {}) for fit in fits}
+    rows = [row for fit in fits for row in _arm_rows(fit, gated)]
     over_seeds = list(seed_doses(fits, level=level))
-    rows += [row for arms, metric, dose in over_seeds for row in _seed_rows(arms, metric, dose)]
+    rows += [row for arms, metric, dose in over_seeds for row in _seed_rows(arms, metric, dose, gated)]
     write_csv(folder / DOSE_RESPONSE, RESPONSE_COLUMNS, rows)
-    described = [_described(fit) for fit in fits]
+    described = [_described(fit) | {"gate": _gate_cell([fit], "ED50", gated)} for fit in fits]
     write_json(folder / DOSE_RESPONSE_JSON, {"level": level, "fits": described})
+
+
+_Gated = Mapping[tuple[str, str], Gate | None]
+
+
+def _gate_of(arm: ArmFit, gates: Gates) -> Gate | None:
+    """What the gate says of an arm's ED50; None where it lies between no two doses."""
+    bracket = arm.fit.ed50.bracket
+    if bracket is None or bracket[1] is None:
+        return None
+    found = gates.get((str(arm.first.setting["arm"]), arm.judge), {})
+    lower, upper = int(bracket[0]), int(bracket[1])
+    if lower and lower not in found:
+        return Gate.NOT_MEASURED
+    return judge_bracket(found.get(lower), found.get(upper))
+
+
+def _gate_cell(arms: Sequence[ArmFit], metric: str, gated: _Gated) -> str:
+    said = [gated[str(arm.first.setting["arm"]), arm.judge] for arm in arms] if metric == "ED50" else []
+    known = [gate for gate in said if gate is not None]
+    return judge_recipe(known).value if known else ""
 
 
 def _table(seen: Sequence[Observation], judge: str) -> DoseTable:
@@ -147,19 +174,20 @@ def _rng(table: DoseTable) -> np.random.Generator:
     return np.random.default_rng(int(digest([table.doses.tolist(), refusals, list(table.templates)]), 16))
 
 
-def _arm_rows(arm: ArmFit) -> Iterator[_Row]:
+def _arm_rows(arm: ArmFit, gated: _Gated) -> Iterator[_Row]:
     settings = {name: arm.first.setting.get(name) for name in SETTINGS}
     for metric, dose in arm.doses().items():
         for unit in DoseUnit:
             found = arm.in_unit(dose, unit)
             if found is not None:
-                yield settings | {"judge": arm.judge, "metric": f"{metric}_{unit.value}"} | dose_cells(found)
+                named = settings | {"judge": arm.judge, "metric": f"{metric}_{unit.value}"}
+                yield named | dose_cells(found) | {"gate": _gate_cell([arm], metric, gated)}
 
 
-def _seed_rows(arms: Sequence[ArmFit], metric: str, dose: EffectiveDose) -> Iterator[_Row]:
+def _seed_rows(arms: Sequence[ArmFit], metric: str, dose: EffectiveDose, gated: _Gated) -> Iterator[_Row]:
     first = arms[0].first
     settings = {name: first.setting.get(name) for name in SETTINGS} | {"arm": recipe_label(first), "seed": None}
-    named = settings | {"judge": arms[0].judge}
+    named = settings | {"judge": arms[0].judge, "gate": _gate_cell(arms, metric, gated)}
     yield named | {"metric": f"{metric}_{DoseUnit.STEPS.value}"} | dose_cells(dose)
     for unit in DoseUnit:
         # Each seed by its own exchange rate: rows differ in length, so equal steps are not equal tokens.

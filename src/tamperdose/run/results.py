@@ -3,17 +3,27 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tamperdose.data.conversations import turns_to_json
-from tamperdose.errors import RunError, explain
 from tamperdose.files import write_csv, write_json
 from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import find_architecture
-from tamperdose.records import Dose, Subset
+from tamperdose.records import NO_DOSE, Dose, Label, Subset, Verdict
 from tamperdose.run.compare import write_comparisons
+from tamperdose.run.controls import (
+    ControlState,
+    arm_states,
+    base_states,
+    control_answers,
+    control_doses,
+    control_prompts,
+)
 from tamperdose.run.costs import Clock, write_costs
+from tamperdose.run.gates import ArmReadings, gate_arm, labels_of, write_controls, write_gate
+from tamperdose.run.key_doses import judged, subsets_asked
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.marginals import write_marginals
@@ -37,11 +47,13 @@ from tamperdose.run.stages import (
     Answers,
     Readers,
     embed_answers,
+    find_answers,
     judge_answers,
     read_completions,
     read_dose,
     read_seconds,
 )
+from tamperdose.run.utility import utility_losses, utility_metrics
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
 """Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
@@ -69,25 +81,38 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     rows: list[dict[str, object]] = []
     outputs: set[Path] = set()
     observed: list[Observation] = []
+    compared: list[ArmReadings] = []
     with reporter.timed("judging and comparing answers", _n_readings(plan, ledger)) as advance:
         reading = Reading(plan, ledger, readers, advance)
         for model in plan.models:
             base = _base_cells(reading, model)
             floor = _floor(reading, model)
             for arm in model.arms:
+                labels: dict[int, dict[Subset, tuple[Label, ...]]] = {}
                 for steps in (0, *arm_doses(plan, ledger, arm)):
                     cells = base if steps == 0 else _arm_cells(reading, arm, steps)
                     path = run_dir / "outputs" / arm.id / f"{steps}.csv"
                     _write_outputs(path, cells, plan.study.judge_names)
                     outputs.add(path)
+                    labels[steps] = _headline_labels(plan, cells)
                     dose = read_dose(ledger, arm, steps)
                     if dose is not None:
                         setting = _setting(plan, model, arm, dose)
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None))
+                        utility = utility_metrics(plan, ledger, model, arm, steps)
+                        rows += [metric_row({**setting, "subset": Subset.BENIGN.value}, found) for found in utility]
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
+                folder = run_dir / "outputs" / arm.id / "controls"
+                setting = _setting(plan, model, arm, NO_DOSE)
+                compared.append(_readings(reading, model, arm, setting=setting, labels=labels))
+                outputs |= _write_control_outputs(reading, model, arm, folder)
+    gates = {str(one.setting["arm"]): gate_arm(one, plan.study.gate, level=plan.study.level) for one in compared}
+    write_controls(run_dir, compared, level=plan.study.level)
+    write_gate(run_dir, compared, gates)
     write_comparisons(run_dir, observed, level=plan.study.level)
     fits = fit_arms(observed, level=plan.study.level)
-    write_dose_response(run_dir, fits, level=plan.study.level)
+    by_arm = {(arm, plan.study.judge_names[0]): gate for arm, gate in gates.items()}
+    write_dose_response(run_dir, fits, level=plan.study.level, gates=by_arm)
     write_marginals(run_dir, observed, fits, level=plan.study.level)
     clocks = _clocks(plan, ledger)
     price = plan.study.price_per_device_hour
@@ -124,11 +149,17 @@ def _remove_others(folder: Path, written: set[Path]) -> None:
 def _n_readings(plan: Plan, ledger: Ledger) -> int:
     arms = [arm for model in plan.models for arm in model.arms]
     asked = [plan.subsets_at(0)] * len(plan.models)
-    asked += [plan.subsets_at(steps, arm) for arm in arms for steps in arm_doses(plan, ledger, arm)]
+    asked += [subsets_asked(plan, ledger, arm, steps) for arm in arms for steps in arm_doses(plan, ledger, arm)]
+    n_states = sum(
+        len(base_states(plan, model)) + len(arm_states(plan, ledger, model, arm))
+        for model in plan.models
+        for arm in model.arms
+    )
     n_verdicts = sum(
         len(plan.data.prompts[subset]) * len(plan.judge_names(subset)) for subsets in asked for subset in subsets
     )
-    return n_verdicts * plan.study.decoding.n_samples
+    # Controls answer each prompt once.
+    return n_states * len(control_prompts(plan)) + n_verdicts * plan.study.decoding.n_samples
 
 
 def _base_cells(reading: Reading, model: ModelPlan) -> dict[Subset, Cell]:
@@ -136,7 +167,7 @@ def _base_cells(reading: Reading, model: ModelPlan) -> dict[Subset, Cell]:
 
 
 def _arm_cells(reading: Reading, arm: ArmPlan, steps: int) -> dict[Subset, Cell]:
-    subsets = reading.plan.subsets_at(steps, arm)
+    subsets = subsets_asked(reading.plan, reading.ledger, arm, steps)
     return _cells(reading, checkpoint_key(arm, steps), subsets, seed=arm.attack.seed)
 
 
@@ -176,16 +207,52 @@ def _answers(reading: Reading, subset: Subset, key: str) -> Answers:
     return find_answers(reading.ledger, reading.plan, subset, key)
 
 
-def find_answers(ledger: Ledger, plan: Plan, subset: Subset, key: str) -> Answers:
-    """The answers to a subset that lie in the ledger under a key.
+def _headline_labels(plan: Plan, cells: Mapping[Subset, Cell]) -> dict[Subset, tuple[Label, ...]]:
+    """The labels of the headline judge, one a prompt; of the first that reads a subset where that judge does not."""
+    found: dict[Subset, tuple[Label, ...]] = {}
+    for subset, cell in cells.items():
+        judges = plan.judge_names(subset)
+        if judges:
+            name = plan.study.judge_names[0] if plan.study.judge_names[0] in judges else judges[0]
+            # Of several samples the first, which stand in front: what controls are asked, and the gate pairs.
+            found[subset] = labels_of(cell.verdicts[name][: len(plan.data.prompts[subset])])
+    return found
 
-    Raises:
-        RunError: They are not there.
-    """
-    path = ledger.find("generate", key)
-    if path is None:
-        raise RunError(explain(f"answers to the {subset} prompts are missing", remedy="run the study again"))
-    return Answers(plan.data.prompts[subset], path)
+
+def _readings(
+    reading: Reading,
+    model: ModelPlan,
+    arm: ArmPlan,
+    *,
+    setting: Mapping[str, object],
+    labels: Mapping[int, Mapping[Subset, Sequence[Label]]],
+) -> ArmReadings:
+    plan, ledger = reading.plan, reading.ledger
+    states = [*base_states(plan, model), *arm_states(plan, ledger, model, arm)]
+    controls = [(state, labels_of(_control_verdicts(reading, state))) for state in states]
+    judge = plan.study.judge_names[0]
+    doses = control_doses(plan, ledger, arm) or ()
+    utility = utility_losses(plan, ledger, model, arm)
+    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, utility)
+
+
+def _control_verdicts(reading: Reading, state: ControlState) -> list[Verdict]:
+    answers = control_answers(reading.plan, reading.ledger, state)
+    return judged(reading.plan, reading.ledger, reading.readers, answers, reading.advance)
+
+
+def _write_control_outputs(reading: Reading, model: ModelPlan, arm: ArmPlan, folder: Path) -> set[Path]:
+    """The controls' answers, one file a state: `random_adapter-16-3.csv` is the third draw beside dose 16."""
+    plan, judge = reading.plan, reading.plan.study.judge_names[0]
+    written: set[Path] = set()
+    for state in [*base_states(plan, model), *arm_states(plan, reading.ledger, model, arm)]:
+        answers = control_answers(plan, reading.ledger, state)
+        verdicts = {judge: judged(plan, reading.ledger, reading.readers, answers)}
+        cell = Cell(answers.prompts, read_completions(answers.path), verdicts)
+        name = "-".join(str(part) for part in (state.control, state.steps, state.draw or "") if part != "")
+        _write_outputs(folder / f"{name}.csv", {Subset.HARMFUL: cell}, [judge])
+        written.add(folder / f"{name}.csv")
+    return written
 
 
 def _floor(reading: Reading, model: ModelPlan) -> Measured | None:
@@ -245,14 +312,19 @@ def _setting(plan: Plan, model: ModelPlan, arm: ArmPlan, dose: Dose) -> dict[str
 
 
 def _clocks(plan: Plan, ledger: Ledger) -> dict[str, Clock]:
-    """The clock times of every arm's training; a dose that was not timed is not among an arm's."""
+    """The clock times of every arm's training; a dose that was not timed is not among an arm's.
+
+    A dose that was added later was timed in a training of its own, which may have been the quicker one: no dose takes
+    less than one before it.
+    """
     clocks: dict[str, Clock] = {}
     for model in plan.models:
         for arm in model.arms:
             seconds = {steps: read_seconds(ledger, arm, steps) for steps in arm_doses(plan, ledger, arm)}
             timed = {steps: value for steps, value in seconds.items() if value is not None}
             if timed:
-                clocks[arm.id] = Clock(model.device, {0: 0.0, **timed})
+                never_falling = accumulate(timed.values(), max)
+                clocks[arm.id] = Clock(model.device, {0: 0.0, **dict(zip(timed, never_falling, strict=True))})
     return clocks
 
 

@@ -56,6 +56,9 @@ METRIC_RANGES: dict[str, tuple[float, float]] = {
     "exact_answer_rate": (0.0, 1.0),
     "any_compliance_rate": (0.0, 1.0),
     "all_refusal_rate": (0.0, 1.0),
+    "perplexity": (1.0, math.inf),
+    "utility_accuracy": (0.0, 1.0),
+    "kl_to_base": (0.0, math.inf),
     "RRR_unreadable_worst": (0.0, 1.0),
     "RRR_unreadable_best": (0.0, 1.0),
 }

@@ -20,7 +20,7 @@ from tamperdose.models.generator import Generator, OnProgress
 from tamperdose.models.vectors import CachedEmbedder, TogetherEmbedder
 from tamperdose.records import NO_DOSE, Checkpoint, Completion, Dose, FinishReason, Label, Prompt, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
-from tamperdose.run.plan import ArmPlan, checkpoint_key
+from tamperdose.run.plan import ArmPlan, Plan, checkpoint_key
 from tamperdose.study import AnyJudge, Decoding, GuardJudge, LlmJudge, judge_name
 
 KEPT_AFTER = 64
@@ -120,6 +120,18 @@ def read_completions(path: Path) -> list[Completion]:
         Completion(**{**record, "finish_reason": FinishReason(record["finish_reason"])})
         for _, record in read_jsonl(path)
     ]
+
+
+def find_answers(ledger: Ledger, plan: Plan, subset: Subset, key: str) -> Answers:
+    """The answers to a subset that lie in the ledger under a key.
+
+    Raises:
+        RunError: They are not there.
+    """
+    path = ledger.find("generate", key)
+    if path is None:
+        raise RunError(explain(f"answers to the {subset} prompts are missing", remedy="run the study again"))
+    return Answers(plan.data.prompts[subset], path)
 
 
 def judge_answers(

@@ -12,6 +12,7 @@ from tamperdose.study.attacks import (
     PrefillSpec,
     default_alpha,
 )
+from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.judges import (
     AnyJudge,
     ExactJudge,
@@ -42,16 +43,20 @@ from tamperdose.study.parts import (
 from tamperdose.study.study import (
     Study,
 )
+from tamperdose.study.utility import AUTO, Utility
 
 __all__ = [
+    "AUTO",
     "PUBLIC_SETS",
     "AnyJudge",
     "Architecture",
     "AttackSpec",
+    "Controls",
     "Decoding",
     "DirectionSpec",
     "DoseSearch",
     "ExactJudge",
+    "GateLimits",
     "GuardFamily",
     "GuardJudge",
     "HfEngine",
@@ -63,6 +68,7 @@ __all__ = [
     "RefusalTuning",
     "ScriptedEngine",
     "Study",
+    "Utility",
     "default_alpha",
     "find_source",
     "is_local",

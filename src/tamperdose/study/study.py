@@ -6,9 +6,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tamperdose.files import digest
 from tamperdose.study.attacks import AttackSpec
+from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.judges import JudgeSpec, judge_name
 from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
+from tamperdose.study.utility import Utility
 
 
 class Study(Frozen):
@@ -23,6 +25,10 @@ class Study(Frozen):
     decoding: Decoding = Decoding()
     judges: Annotated[tuple[JudgeSpec, ...], Field(min_length=1)] = ("classifier", "phrases")
     """The first gives the headline."""
+    controls: Controls | None = Controls()
+    """What every attack is compared with; null for nothing."""
+    gate: GateLimits = GateLimits()
+    """The limits within which a fall of refusals counts as refusals removed."""
     engine: Annotated[HfEngine | ScriptedEngine, Field(discriminator="kind")] = HfEngine()
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence level of every interval."""
@@ -30,6 +36,8 @@ class Study(Frozen):
     """A stage whose share of unreadable verdicts is above this fails."""
     rd_floor: Flag = True
     """Also draw two samples of the base at T = 0.7 and report their distance, the noise floor of RD."""
+    utility: Utility | None = Utility()
+    """What the models can do besides refusing; null: not measured."""
     price_per_device_hour: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=10_000)] | None = None
     """US dollars for an hour of the device that trains; with it `costs.csv` and `plan` speak of money too."""
     keep_adapters: Flag = False

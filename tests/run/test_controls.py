@@ -1,0 +1,44 @@
+"""Controls of a run: which there are, that they are the attack's size, and that the run is the same after a kill."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studies import run_study, tiny_changes, write_study
+from tamperdose.run.compare_schema import Row, read_rows
+from tamperdose.run.gates import CONTROL_COLUMNS, CONTROLS, GATE, GATE_COLUMNS
+
+
+def controlled(folder: Path, model: Path, **changes: Any) -> Path:
+    attack = {"data": "attack.jsonl", "batch_size": 2, "lora_rank": 2, "doses": [1, 2, 4], "learning_rate": 0.05}
+    controls = {"random_draws": 3, "benign": "answers.jsonl", "max_prompts": 4}
+    parts = {"attack": attack, "controls": controls, **changes}
+    return write_study(folder, **tiny_changes(model, **parts))
+
+
+@pytest.fixture
+def tiny(tiny_folders: dict[str, Path]) -> Path:
+    return tiny_folders["llama"]
+
+
+def rows_of(folder: Path) -> list[Row]:
+    return read_rows(folder / CONTROLS, CONTROL_COLUMNS)
+
+
+def test_states_of_a_run(tmp_path: Path, tiny: Path, stub: None) -> None:
+    folder = run_study(controlled(tmp_path, tiny))
+    seen = {(row["control"], row["dose_steps"], row["draw"]) for row in rows_of(folder)}
+    assert ("base", 0, "") in seen
+    assert ("none", 0, "") in seen
+    assert {
+        ("attack", 4, ""),
+        ("benign", 4, ""),
+        *(("random_adapter", 4, draw) for draw in ("1", "2", "3", "mean")),
+    } <= seen
+    assert {row["n"] for row in rows_of(folder)} == {4}
+    outputs = sorted(path.name for path in folder.glob("outputs/*/controls/*.csv"))
+    assert "random_adapter-4-1.csv" in outputs
+    assert "none-0.csv" in outputs
+    gate = read_rows(folder / GATE, GATE_COLUMNS)
+    assert {row["dose_steps"] for row in gate} == {1, 2, 4}
