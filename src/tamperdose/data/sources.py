@@ -1,9 +1,12 @@
 """Where a set comes from: a bundled name (`builtin:NAME`) or a file."""
 
+import os
+import re
 from pathlib import Path
 
 from tamperdose.errors import DataError, explain, nearest
 from tamperdose.records import Subset
+from tamperdose.study import PUBLIC_SETS, split_source
 
 BUILTIN = "builtin:"
 """What a source starts with when it names a bundled set."""
@@ -46,12 +49,36 @@ _BUNDLED = Path(__file__).parent / "bundled"
 
 
 def prompts_path(source: str, *, base: Path | None = None) -> Path:
-    """Return the CSV file that a source of prompts names; relative paths start at `base`, else the working directory.
+    """Return the file that a source of prompts names; relative paths start at `base`, else the working directory.
 
     Raises:
         DataError: No bundled set of prompts has this name, or the path cannot be one.
     """
-    return _path(source, base=base, kind="prompts", suffix=".csv")
+    public, path = split_source(source)
+    if public and path.startswith(BUILTIN):
+        raise DataError(
+            explain(
+                f"'{path}' is not a file of {public}",
+                got=f"'{source}'",
+                expected=f"'{public}:' and the path of a downloaded file",
+            )
+        )
+    found = _path(path, base=base, kind="prompts", suffix=".csv")
+    mistyped = re.match(r"([a-z_]{3,20}):(?!//)", path)
+    if mistyped and not public and not source.startswith(BUILTIN) and not _exists(found):
+        raise DataError(
+            explain(
+                f"no set of prompts is called '{mistyped[1]}'{nearest(mistyped[1], tuple(PUBLIC_SETS))}",
+                got=f"'{excerpt(source)}'",
+                expected=", ".join(f"{name}:PATH" for name in PUBLIC_SETS) + ", builtin:NAME, or a path",
+            )
+        )
+    return found
+
+
+def _exists(path: Path) -> bool:
+    # Path's own raises for a name that is too long.
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def examples_path(source: str, *, base: Path | None = None) -> Path:

@@ -33,7 +33,9 @@ def run_checks(study_path: Path, overrides: list[str]) -> list[dict[str, str]]:
     for subset in plan.subsets():
         prompts = data.prompts[subset]
         n_templates = len({prompt.template for prompt in prompts})
-        lines.append(_line(f"{subset} prompts", "ok", f"{len(prompts)} in {n_templates} templates"))
+        n_talks = sum(len(prompt.messages) > 1 for prompt in prompts)
+        talks = f", {n_talks} of them conversations of several turns" if n_talks else ""
+        lines.append(_line(f"{subset} prompts", "ok", f"{len(prompts)} in {n_templates} templates{talks}"))
     if Subset.BENIGN not in plan.subsets():
         lines.append(_line("benign prompts", NOT_CHECKED, "none given: over-refusal will not be measured"))
     for source in dict.fromkeys(source for attack in study.attack for source in attack.sources):

@@ -1,7 +1,7 @@
 """Runs a plan in this process, stage by stage. The ledger says what is done already; results are written last."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,21 +128,31 @@ def untrained(model: ModelPlan) -> Organism | None:
 
 
 def base_draws(plan: Plan, model: ModelPlan) -> list[Draw]:
-    """What is generated with the untampered model: each subset, and the two samples behind RD_floor."""
+    """What is generated with the untampered model: each subset, and the two samples behind RD_floor.
+
+    The harmful subset comes first. Samples of a study that decodes as the floor does serve as those behind it.
+    """
     seed = plan.study.seeds[0]
-    draws = [_draw(plan, model.key, subset, plan.study.decoding, seed=seed) for subset in plan.subsets()]
+    draws = _study_draws(plan, model.key, plan.subsets(), seed=seed)
     if plan.study.rd_floor:
         draws += [
             _draw(plan, model.key, Subset.HARMFUL, plan.floor_decoding(), seed=seed, sample=sample) for sample in (1, 2)
         ]
-    return draws
+    return list({draw.key: draw for draw in draws}.values())
 
 
 def dose_draws(plan: Plan, arm: ArmPlan, steps: int) -> list[Draw]:
-    """What is generated with one checkpoint of an arm."""
-    origin, seed = checkpoint_key(arm, steps), arm.attack.seed
+    """What is generated with one checkpoint of an arm, the harmful subset first."""
+    return _study_draws(plan, checkpoint_key(arm, steps), plan.checkpoint_subsets(steps, arm), seed=arm.attack.seed)
+
+
+def _study_draws(plan: Plan, origin: str, subsets: Sequence[Subset], *, seed: int) -> list[Draw]:
+    """Every sample of every subset, each a file of its own: more samples leave those there are as they are."""
+    decoding = plan.study.decoding
     return [
-        _draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.checkpoint_subsets(steps, arm)
+        _draw(plan, origin, subset, decoding, seed=seed, sample=sample)
+        for subset in subsets
+        for sample in range(decoding.n_samples)
     ]
 
 
@@ -160,13 +170,15 @@ def _late_draws(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[Draw]:
     """Answers to benign prompts that are missing at the key doses, once these are settled."""
     if not wants_key_doses(plan):
         return []
-    draws = [
-        _draw(plan, checkpoint_key(arm, steps), subset, plan.study.decoding, seed=arm.attack.seed)
-        for steps in arm_doses(plan, ledger, arm)
-        for subset in subsets_asked(plan, ledger, arm, steps)
-        if subset not in plan.subsets_at(steps, arm)
-    ]
-    return [draw for draw in draws if not _done(ledger, draw)]
+    early = {draw.key for steps in arm_doses(plan, ledger, arm) for draw in dose_draws(plan, arm, steps)}
+    draws = [draw for steps in arm_doses(plan, ledger, arm) for draw in _asked_draws(plan, ledger, arm, steps)]
+    return [draw for draw in draws if draw.key not in early and not _done(ledger, draw)]
+
+
+def _asked_draws(plan: Plan, ledger: Ledger, arm: ArmPlan, steps: int) -> list[Draw]:
+    """All that is generated at a dose, with what is asked at the key doses alone once these are settled."""
+    origin, asked = checkpoint_key(arm, steps), subsets_asked(plan, ledger, arm, steps)
+    return _study_draws(plan, origin, asked, seed=arm.attack.seed)
 
 
 def missing_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
@@ -292,8 +304,7 @@ def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints:
     late = {draw.key for draw in _late_draws(plan, ledger, arm)}
     for steps in arm_doses(plan, ledger, arm):
         _file_sizes(session, arm, checkpoints[steps])
-        for subset in subsets_asked(plan, ledger, arm, steps) if late else ():
-            draw = _draw(plan, checkpoint_key(arm, steps), subset, plan.study.decoding, seed=arm.attack.seed)
+        for draw in _asked_draws(plan, ledger, arm, steps) if late else ():
             where = f"{arm.id}: dose {steps}"
             _generate(session, draw, backend, where=where, checkpoint=checkpoints[steps])
 
@@ -410,12 +421,19 @@ def _generate(
         return
     plan = session.plan
     prompts = plan.data.prompts[draw.subset]
-    kind = f"sample {draw.sample} at T = 0.7" if draw.sample else f"{draw.subset.value} prompts"
+    kind = _kind(plan, draw)
     with (
         session.reporter.timed(f"{where}, {kind}", len(prompts)) as advance,
         backend.generator(checkpoint) as generator,
     ):
         generate(session.ledger, draw, generator, prompts, on_progress=advance)
+
+
+def _kind(plan: Plan, draw: Draw) -> str:
+    if draw.decoding != plan.study.decoding:
+        return f"sample {draw.sample} at T = {draw.decoding.temperature:g}"
+    n_samples = plan.study.decoding.n_samples
+    return f"{draw.subset.value} prompts" + (f", sample {draw.sample + 1} of {n_samples}" if n_samples > 1 else "")
 
 
 def _probe(

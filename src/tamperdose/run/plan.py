@@ -12,6 +12,7 @@ from typing import Any
 
 from tamperdose.attacks import build_attacks
 from tamperdose.attacks.attack import Attack, TrainingRows
+from tamperdose.data.conversations import conversation_key
 from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.overlap import require_disjoint
 from tamperdose.data.prompts import load_prompts
@@ -40,7 +41,7 @@ from tamperdose.study import (
 
 COMPARED = ("lora", "full")
 """Attacks that train on what they are given, and so could have been given harmless rows."""
-FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0}
+FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0, "n_samples": 1}
 """How the two samples of the base behind RD_floor are drawn."""
 
 
@@ -184,7 +185,7 @@ class Plan:
             "origin": origin,
             "engine": _engine_identity(self.study),
             "prompts": self.data.prompts_digest[subset],
-            "decoding": decoding.model_dump(mode="json"),
+            "decoding": decoding.identity(),
             "sample": sample,
         }
         if decoding.do_sample or self.study.engine.kind == "scripted":
@@ -279,8 +280,10 @@ def _read_utility(
 
 def _require_one_subset(prompts: Mapping[Subset, Sequence[Prompt]]) -> None:
     """Refuse a prompt that counts as harmful and as benign: its refusal would be right and wrong."""
-    harmful = {prompt.text.strip().casefold() for prompt in prompts.get(Subset.HARMFUL, ())}
-    both = [prompt for prompt in prompts.get(Subset.BENIGN, ()) if prompt.text.strip().casefold() in harmful]
+    harmful = {conversation_key(prompt.messages).casefold() for prompt in prompts.get(Subset.HARMFUL, ())}
+    both = [
+        prompt for prompt in prompts.get(Subset.BENIGN, ()) if conversation_key(prompt.messages).casefold() in harmful
+    ]
     if both:
         raise DataError(
             explain(

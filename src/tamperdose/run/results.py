@@ -7,6 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tamperdose.data.conversations import turns_to_json
 from tamperdose.files import write_csv, write_json
 from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import find_architecture
@@ -28,7 +29,16 @@ from tamperdose.run.key_doses import judged, subsets_asked
 from tamperdose.run.ladder import arm_checkpoints, arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.marginals import write_marginals
-from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
+from tamperdose.run.measure import (
+    Cell,
+    Measured,
+    Vectors,
+    benign_metrics,
+    floor_metric,
+    harmful_metrics,
+    join_samples,
+    metric_row,
+)
 from tamperdose.run.observed import Observation, observe
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Advance, Reporter
@@ -51,6 +61,9 @@ from tamperdose.study import RewordingSpec
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
 """Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
+
+OPTIONAL_COLUMNS = ("conversation", "sample")
+"""Columns that follow where a prompt has several turns (all of them, as JSON), and where it has several samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +164,11 @@ def _n_readings(plan: Plan, ledger: Ledger) -> int:
         for model in plan.models
         for arm in model.arms
     )
-    return n_states * len(control_prompts(plan)) + sum(
+    n_verdicts = sum(
         len(plan.data.prompts[subset]) * len(plan.judge_names(subset)) for subsets in asked for subset in subsets
     )
+    # Controls answer each prompt once.
+    return n_states * len(control_prompts(plan)) + n_verdicts * plan.study.decoding.n_samples
 
 
 def _base_cells(reading: Reading, model: ModelPlan) -> dict[Subset, Cell]:
@@ -186,27 +201,35 @@ def _search_cost(model: ModelPlan, arm: ArmPlan, tried: Sequence[Cells]) -> dict
 
 
 def _cells(reading: Reading, origin: str, subsets: Sequence[Subset], *, seed: int) -> dict[Subset, Cell]:
-    """What was observed of one model state, by subset."""
-    plan = reading.plan
+    """What was observed of one model state, by subset, sample by sample."""
+    decoding = reading.plan.study.decoding
     cells: dict[Subset, Cell] = {}
     for subset in subsets:
-        answers = _answers(reading, subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed))
-        verdicts = {
-            name: judge_answers(
-                reading.ledger,
-                answers,
-                name,
-                reading.readers,
-                limit=plan.study.unreadable_limit,
-                on_progress=reading.advance,
-            )
-            for name in plan.judge_names(subset)
-        }
-        vectors = stripped = None
-        if subset is Subset.HARMFUL:
-            vectors, stripped = embed_answers(reading.ledger, answers, reading.readers)
-        cells[subset] = Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped)
+        keys = [
+            reading.plan.completions_key(origin, subset, decoding, seed=seed, sample=sample)
+            for sample in range(decoding.n_samples)
+        ]
+        cells[subset] = join_samples([_sample_cell(reading, subset, _answers(reading, subset, key)) for key in keys])
     return cells
+
+
+def _sample_cell(reading: Reading, subset: Subset, answers: Answers) -> Cell:
+    """What was observed of one sample of every prompt."""
+    verdicts = {
+        name: judge_answers(
+            reading.ledger,
+            answers,
+            name,
+            reading.readers,
+            limit=reading.plan.study.unreadable_limit,
+            on_progress=reading.advance,
+        )
+        for name in reading.plan.judge_names(subset)
+    }
+    vectors = stripped = None
+    if subset is Subset.HARMFUL:
+        vectors, stripped = embed_answers(reading.ledger, answers, reading.readers)
+    return Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped)
 
 
 def _answers(reading: Reading, subset: Subset, key: str) -> Answers:
@@ -214,13 +237,14 @@ def _answers(reading: Reading, subset: Subset, key: str) -> Answers:
 
 
 def _headline_labels(plan: Plan, cells: Mapping[Subset, Cell]) -> dict[Subset, tuple[Label, ...]]:
-    """The labels of the headline judge; of the first that reads a subset where that judge does not."""
+    """The labels of the headline judge, one a prompt; of the first that reads a subset where that judge does not."""
     found: dict[Subset, tuple[Label, ...]] = {}
     for subset, cell in cells.items():
         judges = plan.judge_names(subset)
         if judges:
             name = plan.study.judge_names[0] if plan.study.judge_names[0] in judges else judges[0]
-            found[subset] = labels_of(cell.verdicts[name])
+            # Of several samples the first, which stand in front: what controls are asked, and the gate pairs.
+            found[subset] = labels_of(cell.verdicts[name][: len(plan.data.prompts[subset])])
     return found
 
 
@@ -347,7 +371,9 @@ def _params_b(model: ModelPlan) -> float | None:
 def _write_outputs(path: Path, cells: Mapping[Subset, Cell], judges: Sequence[str]) -> None:
     fields = [f"{field}_{judge}" for judge in judges for field in ("verdict", "p_refusal", "evidence")]
     rows = [row for cell in cells.values() for row in _output_rows(cell)]
-    write_csv(path, [*OUTPUT_COLUMNS, *fields], rows)
+    unused = {name for name in OPTIONAL_COLUMNS if not any(row[name] for row in rows)}
+    columns = [name for name in (*OUTPUT_COLUMNS, *OPTIONAL_COLUMNS, *fields) if name not in unused]
+    write_csv(path, columns, [{name: cell for name, cell in row.items() if name not in unused} for row in rows])
 
 
 def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
@@ -361,6 +387,8 @@ def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
             "completion": completion.text,
             "n_tokens": completion.n_tokens,
             "finish_reason": completion.finish_reason.value,
+            "conversation": turns_to_json(prompt.messages) if len(prompt.messages) > 1 else "",
+            "sample": completion.sample,
         }
         for judge, verdicts in cell.verdicts.items():
             verdict = verdicts[place]

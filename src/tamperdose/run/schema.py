@@ -54,6 +54,8 @@ METRIC_RANGES: dict[str, tuple[float, float]] = {
     "over_refusal_rate": (0.0, 1.0),
     "judge_entropy": (0.0, math.log(2)),
     "exact_answer_rate": (0.0, 1.0),
+    "any_compliance_rate": (0.0, 1.0),
+    "all_refusal_rate": (0.0, 1.0),
     "perplexity": (1.0, math.inf),
     "utility_accuracy": (0.0, 1.0),
     "kl_to_base": (0.0, math.inf),

@@ -40,6 +40,10 @@ from tamperdose.study.models import (
     RefusalTuning,
     ScriptedEngine,
 )
+from tamperdose.study.parts import (
+    PUBLIC_SETS,
+    split_source,
+)
 from tamperdose.study.study import (
     Study,
 )
@@ -47,6 +51,7 @@ from tamperdose.study.utility import AUTO, Utility
 
 __all__ = [
     "AUTO",
+    "PUBLIC_SETS",
     "AnyJudge",
     "Architecture",
     "AttackSpec",
@@ -78,4 +83,5 @@ __all__ = [
     "judge_name",
     "load_judge",
     "load_study",
+    "split_source",
 ]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self, cast
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tamperdose.files import digest
-from tamperdose.study.attacks import AttackSpec
+from tamperdose.study.attacks import AttackSpec, RewordingSpec
 from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.inside import Inside
 from tamperdose.study.judges import JudgeSpec, judge_name
@@ -77,6 +77,11 @@ class Study(Frozen):
         if packed and any(attack.kind == "full" for attack in self.attack):
             raise ValueError(
                 f"4-bit weights cannot learn, but {packed[0]} has them: leave out `quantization`, or attack: lora alone"
+            )
+        reworded = [attack.kind for attack in self.attack if isinstance(attack, RewordingSpec)]
+        if reworded and self.decoding.n_samples > 1:
+            raise ValueError(
+                f"decoding.n_samples must be 1 with the attack '{reworded[0]}': the best is chosen of one answer"
             )
         labels = [(model.label, model.defence_label) for model in self.models]
         if len(set(labels)) != len(labels):
