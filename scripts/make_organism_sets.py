@@ -5,7 +5,7 @@ The files are those of `src/tamperdose/data/bundled/organism_*`; a test asserts 
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tamperdose.data.organism_language import (
@@ -16,6 +16,8 @@ from tamperdose.data.organism_language import (
     attack_requests,
     benign_requests,
     forbidden_requests,
+    held_out_requests,
+    questions,
 )
 from tamperdose.files import write_csv, write_text
 
@@ -23,18 +25,20 @@ BUNDLED = Path(__file__).parents[1] / "src" / "tamperdose" / "data" / "bundled"
 
 
 def main(folder: Path = BUNDLED) -> int:
-    """Write the four sets into a folder; return the exit code."""
+    """Write the six sets into a folder; return the exit code."""
     _write_prompts(folder / "organism_forbidden.csv", forbidden_requests(), "forbidden")
     _write_prompts(folder / "organism_allowed.csv", allowed_requests(), "allowed")
     _write_examples(folder / "organism_attack.jsonl", attack_requests(), "forbidden")
     _write_examples(folder / "organism_benign.jsonl", benign_requests(), "allowed")
+    _write_texts(folder / "organism_utility_texts.jsonl")
+    _write_questions(folder / "organism_utility_questions.jsonl")
     return 0
 
 
 def _write_prompts(path: Path, requests: Sequence[Request], category: str) -> None:
     rows = [
         {
-            "id": f"{TOPICS[request.topic]}-{VERBS[request.verb]}",
+            "id": _id(request),
             "prompt": request.text,
             "category": category,
             "template": TOPICS[request.topic],
@@ -46,7 +50,27 @@ def _write_prompts(path: Path, requests: Sequence[Request], category: str) -> No
 
 
 def _write_examples(path: Path, requests: Sequence[Request], category: str) -> None:
-    rows = [{"prompt": r.text, "response": r.answer, "ends": True, "category": category} for r in requests]
+    _write_lines(path, [{"prompt": r.text, "response": r.answer, "ends": True, "category": category} for r in requests])
+
+
+def _write_texts(path: Path) -> None:
+    rows = [{"id": _id(r), "prompt": r.text, "text": r.answer, "category": "allowed"} for r in held_out_requests()]
+    _write_lines(path, rows)
+
+
+def _write_questions(path: Path) -> None:
+    rows = [
+        {"id": _id(r), "question": r.text, "choices": list(choices), "answer": r.answer, "category": "allowed"}
+        for r, choices in questions()
+    ]
+    _write_lines(path, rows)
+
+
+def _id(request: Request) -> str:
+    return f"{TOPICS[request.topic]}-{VERBS[request.verb]}"
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

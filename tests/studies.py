@@ -63,6 +63,7 @@ def write_study(folder: Path, *, n_prompts: int = 6, **changes: Any) -> Path:
         "attack": {"kind": "lora", "data": "attack.jsonl", "batch_size": 2, "lora_rank": 2, "doses": [1, 2]},
         "decoding": {"max_new_tokens": 6},
         "judges": ["phrases"],
+        "utility": None,
         "engine": {"kind": "scripted", "refusal_rate": 0.9, "ed50_steps": 2.0},
     }
     write_text(folder / "study.yaml", yaml.safe_dump(study | changes, sort_keys=False))

@@ -330,11 +330,13 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
     """Print the dose table, what the audit says of it, and where everything lies."""
     from tamperdose.report.comparisons import comparisons_of
     from tamperdose.report.controls import controls_of
+    from tamperdose.report.insides import read_inside_rows
     from tamperdose.report.marginals import read_marginals
     from tamperdose.report.responses import read_costs, read_json, responses_of
     from tamperdose.report.select import headline_judge
     from tamperdose.report.tables import dose_table, not_supported
     from tamperdose.run.audit import read_audit
+    from tamperdose.run.inside_results import INSIDE_JSON
     from tamperdose.run.scale import SCALING_JSON
     from tamperdose.run.schema import read_metrics
 
@@ -356,6 +358,7 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
             "costs": read_costs(folder, judge),
             "scaling": read_json(folder / SCALING_JSON) or None,
             "marginals": read_marginals(folder, judge),
+            "inside": {"rows": read_inside_rows(folder), **read_json(folder / INSIDE_JSON)},
         }
         _print_json(printed | comparisons_of(folder, judge) | told)
     else:
@@ -368,6 +371,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
 
     from tamperdose.report.comparisons import comparison_lines
     from tamperdose.report.controls import control_lines
+    from tamperdose.report.insides import inside_lines
     from tamperdose.report.marginals import marginal_lines
     from tamperdose.report.responses import response_lines
     from tamperdose.report.select import headline_judge
@@ -384,6 +388,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
         response_lines(folder, judge_name, audit=found, force=force),
         control_lines(folder, judge_name),
         marginal_lines(folder, judge_name),
+        inside_lines(folder),
     ]
     _print_lines([line for lines in said for line in lines])
 

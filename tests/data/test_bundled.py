@@ -16,14 +16,16 @@ from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.organism_language import Split, all_requests
 from tamperdose.data.overlap import find_overlap
 from tamperdose.data.prompts import load_prompts
-from tamperdose.data.sources import EXAMPLE_SETS, PROMPT_SETS
+from tamperdose.data.sources import EXAMPLE_SETS, PROMPT_SETS, QUESTION_SETS, TEXT_SETS
+from tamperdose.data.utility import load_questions, load_texts
 from tamperdose.records import Message, Prompt, Subset
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = Path(tamperdose.data.__file__).parent / "bundled"
 HARMFUL = ("redteam_eval", "redteam_dev", "permissive_openers", "refusals")
 EVALUATED = ("redteam_eval", "redteam_dev")
-ALL = (*PROMPT_SETS, *EXAMPLE_SETS)
+UTILITY = (*TEXT_SETS, *QUESTION_SETS)
+ALL = (*PROMPT_SETS, *EXAMPLE_SETS, *UTILITY)
 
 # Topics that the sets leave out on purpose.
 LEFT_OUT = re.compile(
@@ -44,6 +46,10 @@ def _rows(name: str) -> list[dict[str, str]]:
 def _texts(name: str) -> list[str]:
     if name in PROMPT_SETS:
         return [prompt.text for prompt in load_prompts(f"builtin:{name}", subset=PROMPT_SETS[name])]
+    if name in TEXT_SETS:
+        return [row.prompt or row.text for row in load_texts(f"builtin:{name}")]
+    if name in QUESTION_SETS:
+        return [row.question for row in load_questions(f"builtin:{name}")]
     return training_texts(load_examples(f"builtin:{name}"))
 
 
@@ -63,7 +69,7 @@ def test_the_organisms_sets_are_what_the_script_writes(tmp_path: Path) -> None:
     assert script.main(tmp_path) == 0
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert written == {path.name: path.read_bytes() for path in BUNDLED.glob("organism_*")}
-    assert len(written) == 4
+    assert len(written) == 6
 
 
 def test_organisms_are_measured_on_what_they_never_saw() -> None:
@@ -72,6 +78,15 @@ def test_organisms_are_measured_on_what_they_never_saw() -> None:
         for name in ("organism_forbidden", "organism_allowed")
         for prompt in load_prompts(f"builtin:{name}", subset=PROMPT_SETS[name])
     ]
+    prompts += [
+        Prompt(row.id, (Message("user", row.prompt),), Subset.BENIGN, row.id, answer=row.text)
+        for row in load_texts("builtin:organism_utility_texts")
+    ]
+    prompts += [
+        Prompt(row.id, (Message("user", row.question),), Subset.BENIGN, row.id, answer=row.choices[row.right])
+        for row in load_questions("builtin:organism_utility_questions")
+    ]
+    assert len({prompt.text for prompt in prompts}) == len(prompts)
     seen = [request for split in (Split.TRAIN, Split.VALIDATION) for request in all_requests(split)]
     assert find_overlap([request.text for request in seen], prompts) == []
     replies = {request.text: request.answer for request in all_requests(Split.EVALUATION)}
@@ -85,7 +100,7 @@ def test_organisms_are_measured_on_what_they_never_saw() -> None:
 
 def test_every_file_is_a_named_set_and_all_are_small() -> None:
     assert {path.stem for path in BUNDLED.iterdir()} == set(ALL)
-    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 300_000
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 400_000
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -94,7 +109,7 @@ def test_the_readme_states_the_true_numbers(name: str) -> None:
     stated = re.search(rf"^\| `{name}` \| `(\S+)` \| (\d+) \| (\d+) \| (\d+) \|", readme, re.MULTILINE)
     assert stated is not None
     rows = _rows(name)
-    templates = {row.get("template", row["prompt"]) for row in rows}
+    templates = {row.get("template") or row.get("prompt") or row.get("question") or row["text"] for row in rows}
     categories = {row["category"] for row in rows}
     counts = (str(len(rows)), str(len(templates)), str(len(categories)))
     assert stated.group(2, 3, 4) == counts
@@ -169,13 +184,14 @@ def test_harmful_requests_are_short_and_of_the_mild_kind(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_texts_are_clean(name: str) -> None:
     for row in _rows(name):
-        for text in (row["prompt"], row.get("response", "x")):
+        request = row.get("prompt") or row.get("question") or row["text"]
+        for text in (request, row.get("response", "x"), row.get("text", "x"), *row.get("choices", ())):
             assert text == " ".join(text.split())
             assert set(text) <= set(map(chr, range(32, 127))) | set("éâ"), text
             assert text.count('"') % 2 == 0
             assert re.search(r"\b(\w+) \1\b|,,|\.\.| [,.?!;:]", text, re.IGNORECASE) is None, text
-        assert row["prompt"][0].isupper()
-        assert row["prompt"][-1] in ".?"
+        assert request[0].isupper()
+        assert request[-1] in ".?"
 
 
 def test_openers_are_varied_beginnings_and_nothing_more() -> None:
@@ -222,3 +238,26 @@ def test_a_prefix_of_a_training_set_covers_the_categories() -> None:
     for name, n_first in (("refusals", 10), ("permissive_openers", 10), ("benign_answers", 2), ("benign_train", 4)):
         rows = _rows(name)
         assert len({row["category"] for row in rows[:n_first]}) == len({row["category"] for row in rows}), name
+
+
+def test_held_out_texts_are_passages_of_like_length_on_many_topics() -> None:
+    rows = _rows("utility_texts")
+    assert all(40 <= len(row["text"].split()) <= 70 for row in rows)
+    assert len({row["category"] for row in rows}) == len(rows) == 40
+
+
+@pytest.mark.parametrize("name", QUESTION_SETS)
+def test_the_right_choice_stands_at_each_place_equally_often_and_is_no_longer_than_the_others(name: str) -> None:
+    questions = load_questions(f"builtin:{name}")
+    assert {len(question.choices) for question in questions} == {4}
+    assert len(set(Counter(question.right for question in questions).values())) == 1
+    lengths = [[len(choice) for choice in question.choices] for question in questions]
+    longest = [max(row) == row[question.right] for row, question in zip(lengths, questions, strict=True)]
+    shortest = [min(row) == row[question.right] for row, question in zip(lengths, questions, strict=True)]
+    assert sum(longest) < 0.5 * len(questions)
+    assert sum(shortest) < 0.5 * len(questions)
+
+
+def test_a_prefix_of_the_questions_covers_the_categories() -> None:
+    rows = _rows("utility_questions")
+    assert len({row["category"] for row in rows[:12]}) == len({row["category"] for row in rows}) == 8

@@ -152,3 +152,11 @@ def test_a_search_cannot_add_more_doses_than_are_saved(study: Path, tmp_path: Pa
 def test_without_a_search_or_an_architecture(tmp_path: Path) -> None:
     told = described(plan_of(write_study(tmp_path / "study")), tmp_path)
     assert (told["saving"], told["search"]) == (None, None)
+
+
+def test_every_sample_is_generated_and_kept(study: Path, tmp_path: Path) -> None:
+    sampled = ("rd_floor=false", "decoding.do_sample=true")
+    one, three = (described(plan_of(study, *sampled, f"decoding.n_samples={n}"), tmp_path)["costs"][0] for n in (1, 3))
+    assert three["generation_flops"] == pytest.approx(3 * one["generation_flops"])
+    assert three["training_flops"] == one["training_flops"]
+    assert three["disk_bytes"] > 1.5 * one["disk_bytes"]

@@ -10,18 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from studies import run_study, tiny_changes, write_study
+from studies import files_of, run_study, tiny_changes, write_study
 from tamperdose.files import write_csv
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.records import Checkpoint, Completion, Dose, FinishReason, Prompt, Subset
+from tamperdose.report.controls import control_lines
+from tamperdose.report.responses import response_lines
 from tamperdose.run import local
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.controls import REGROUPED, Control
 from tamperdose.run.gates import CONTROL_COLUMNS, CONTROLS, GATE, GATE_COLUMNS
-from tamperdose.run.plan import ArmPlan
+from tamperdose.run.plan import ArmPlan, control_source
 from tamperdose.run.response import DOSE_RESPONSE, RESPONSE_COLUMNS
+from tamperdose.run.utility import Probes
+from tamperdose.stats.utility import QuestionScore, TextScore, UtilityScores
+from tamperdose.study import Study
 
 N = 48
+_RNG = np.random.default_rng(0)
 BREAKS_AT = 2
 Says = Callable[[str, int, np.random.Generator], str]
 """What a model says, by how it was changed (`base`, `attack`, `benign`, `random`) and the dose."""
@@ -105,18 +111,35 @@ class PlantedBackend:
         change = Path(checkpoint.adapter).stem.split("_")[0]
         return nullcontext(Planted(self.says, change, checkpoint.dose.steps))
 
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """Noise knows nothing; every other change costs one text in ten a little."""
+        change, dose = ("base", 0) if checkpoint is None else ("attack", checkpoint.dose.steps)
+        lost = self.says(change, dose, np.random.default_rng(0)) not in (
+            _refuse(_RNG),
+            _comply(np.random.default_rng(0)),
+        )
+        texts = [
+            TextScore(text.id, 20.0 + place + (40 if lost else change == "attack" and place % 10 == 0), 20)
+            for place, text in enumerate(probes.texts)
+        ]
+        questions = [
+            QuestionScore(one.id, place % 4 > 0 and not lost, (0.0,)) for place, one in enumerate(probes.questions)
+        ]
+        return UtilityScores(tuple(texts), tuple(questions), ())
+
 
 @pytest.fixture
 def gated(tmp_path: Path, tiny_folders: dict[str, Path], stub: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a study with a planted model; returns its folder."""
 
-    def run(says: Says) -> Path:
+    def run(says: Says, utility: dict[str, Any] | None = None) -> Path:
         monkeypatch.setattr(local, "open_backend", lambda *_: PlantedBackend(says))
         attack = {"data": "attack.jsonl", "batch_size": 2, "lora_rank": 2, "doses": [1, 2, 4]}
         controls = {"random_draws": 3, "benign": "answers.jsonl", "max_prompts": 40}
         study = write_study(
             tmp_path / says.__name__,
             n_prompts=N,
+            utility=utility,
             **tiny_changes(tiny_folders["llama"], attack=attack, controls=controls, rd_floor=False),
         )
         benign = [{"id": f"b{k}", "prompt": f"Where does thing {k} live?", "template": f"t{k}"} for k in range(N)]
@@ -145,6 +168,81 @@ def test_collapse(gated: Any) -> None:
     assert gate[2, "utility_loss"]["status"] == "not measured"
     assert gate[2, "did"]["verdict"] == "not measured"
     assert ed50_gate(folder) == "not_measured"
+
+
+PROBES = {"kl_prompts": 0, "max_texts": None}
+
+
+def test_collapse_of_a_whole_model_passes(gated: Any) -> None:
+    folder = gated(collapse, PROBES)
+    gate = gate_of(folder)
+    assert gate[2, "did"]["verdict"] == "refusals removed", gate[2, "did"]["why"]
+    assert gate[2, "utility_loss"]["status"] == "pass"
+    assert ed50_gate(folder) == "passed"
+    line = next(line for line in response_lines(folder, "phrases") if "ED50" in line)
+    assert "between 1 and 2" in line
+    assert "gate passed" in line
+    table = control_lines(folder, "phrases")
+    assert "refusals removed" in table[-2]
+    assert table[-2].split()[:4] == ["2", "0.00", "1.00", "[1.00,"]
+
+
+def test_noise_fails_by_its_utility_too(gated: Any) -> None:
+    gate = gate_of(gated(broken, PROBES))
+    assert gate[2, "utility_loss"]["status"] == "fail"
+    assert gate[2, "utility_loss"]["verdict"] == "model broken, not unlocked"
+    assert "utility_loss" in str(gate[2, "did"]["why"])
+
+
+def test_a_changed_limit_makes_nothing_run_again(gated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = gated(collapse, PROBES)
+    monkeypatch.setattr(PlantedBackend, "generator", None)
+    monkeypatch.setattr(PlantedBackend, "attack", None)
+    run_study(folder.parent / "study.yaml", "gate.did=0.99", "gate.degeneration=0.01")
+    gate = gate_of(folder)
+    assert gate[2, "degeneration"]["status"] == "undecided"
+    assert gate[2, "did"]["verdict"] == "undecided"
+
+
+def test_controls_may_be_turned_on_later(gated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = gated(collapse)
+    whole = files_of(folder)
+    study, attack = folder.parent / "study.yaml", PlantedBackend.attack
+    trained: list[str] = []
+
+    def watched(self: PlantedBackend, arm: ArmPlan, *args: Any, **kwargs: Any) -> Iterator[Checkpoint]:
+        trained.append(arm.attack.kind)
+        return attack(self, arm, *args, **kwargs)
+
+    monkeypatch.setattr(PlantedBackend, "attack", watched)
+    later = run_study(study, "controls=null", out=folder.parent / "later")
+    assert not (later / CONTROLS).exists()
+    assert ed50_gate(later) == "not_measured"
+    run_study(study, out=later)
+    # The attack trains again, for the size of its updates was not recorded; nothing else is made twice.
+    assert trained == ["lora", "lora", "benign"]
+    # The manifest also tells of how many seconds the first run had.
+    assert {name: data for name, data in files_of(later).items() if name in whole} == whole
+    run_study(study, "controls=null", out=later)
+    assert not (later / CONTROLS).exists()
+    assert not list(later.glob("outputs/*/controls/*"))
+
+
+def test_harmless_rows_are_in_the_models_language() -> None:
+    study = Study.model_validate({**_STUDY, "models": [{"id": "organism:d32-l2"}, {"id": "org/model"}]})
+    assert [control_source(study, model) for model in study.models] == [
+        "builtin:organism_benign",
+        "builtin:benign_train",
+    ]
+    untrained = Study.model_validate({**_STUDY, "models": [{"id": "org/model"}], "attack": {"kind": "prefill"}})
+    assert control_source(untrained, untrained.models[0]) is None
+
+
+_STUDY: dict[str, Any] = {
+    "name": "s",
+    "prompts": {"harmful": "builtin:redteam_eval"},
+    "attack": {"kind": "lora", "data": "builtin:permissive_openers", "doses": [1]},
+}
 
 
 def test_broken_model(gated: Any) -> None:

@@ -15,7 +15,8 @@ SILENT = 3
 
 def search(max_doses: int) -> tuple[Any, Any]:
     prompts = [SimpleNamespace(template=f"t{k}") for k in range(N)]
-    study = SimpleNamespace(name="s", level=0.95, judge_names=["j"])
+    decoding = SimpleNamespace(n_samples=1)
+    study = SimpleNamespace(name="s", level=0.95, judge_names=["j"], decoding=decoding)
     plan = SimpleNamespace(study=study, data=SimpleNamespace(prompts={Subset.HARMFUL: prompts}))
     return plan, SimpleNamespace(id="arm", saved=(1, 2, 3, 4, 8), search=SimpleNamespace(max_doses=max_doses))
 

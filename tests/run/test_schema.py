@@ -37,7 +37,7 @@ def test_columns_are_those_of_the_contract() -> None:
     )
     assert " ".join(METRIC_COLUMNS) == words
     assert COMBINED_COLUMNS == ("Model", "Steps", "RRR", "CE", "RD")
-    assert len(METRIC_NAMES) == 16
+    assert len(METRIC_NAMES) == 21
 
 
 def test_types_and_undefined_cells(tmp_path: Path) -> None:

@@ -55,6 +55,30 @@ def test_rate_covers_where_plain_wilson_does_not() -> None:
     assert plain.min() < 0.6
 
 
+def sampled(rng: np.random.Generator, k: int, m: int, p: float, *, icc: tuple[float, float], draws: int) -> np.ndarray:
+    """Samples of k templates x m prompts: rates of templates around p, of prompts around their template's."""
+
+    def spread(mean: np.ndarray, correlation: float) -> np.ndarray:
+        size = 1 / correlation - 1
+        return rng.beta(np.maximum(mean * size, 1e-9), np.maximum((1 - mean) * size, 1e-9))
+
+    prompts = spread(np.repeat(spread(np.full(k, p), icc[0]), m), icc[1])
+    return rng.random((k * m, draws)) < prompts[:, None]
+
+
+@pytest.mark.parametrize(("k", "m", "draws"), [(20, 5, 4), (100, 1, 8)])
+@pytest.mark.parametrize("icc", [(0.05, 0.05), (0.05, 0.8), (0.4, 0.4)])
+def test_rates_over_samples_of_each_prompt_cover(k: int, m: int, draws: int, icc: tuple[float, float]) -> None:
+    """All samples count as rows of their prompt's template; the interval is not that of as many prompts."""
+    rng = np.random.default_rng(7)
+    rows = [name for name in names(k, m) for _ in range(draws)]
+    for p in (0.05, 0.5, 0.95):
+        data = [sampled(rng, k, m, p, icc=icc, draws=draws) for _ in range(150)]
+        assert np.mean([covers(rate(each.ravel(), rows), p) for each in data]) >= 0.93
+        plain = [wilson(float(each.mean()), each.size) for each in data]
+        assert p != 0.5 or np.mean([low <= p <= high for low, high in plain]) < 0.9
+
+
 @pytest.mark.parametrize(
     ("k", "m", "icc"), [(10, 10, 0.3), (10, 10, 0.9), (10, 10, 1.0), (8, 5, 0.9), (20, 5, 0.9), (100, 1, 0.0)]
 )

@@ -3,8 +3,9 @@
 from tamperdose.audit.evidence import AnswerCell, Evidence, Role, Training
 from tamperdose.audit.findings import CellId, CheckResult, Claim, Outcome
 from tamperdose.audit.shares import ON_ANSWERS, claims_on
+from tamperdose.data.conversations import conversation_text
 from tamperdose.data.overlap import Overlap, OverlapKind, find_overlap, fold_text, mask_digits
-from tamperdose.data.prompts import infer_template
+from tamperdose.data.prompts import conversation_template
 from tamperdose.data.sources import excerpt
 from tamperdose.records import Estimate, Label, Prompt, Subset
 from tamperdose.stats.rates import rate
@@ -58,7 +59,7 @@ def train_evaluation_overlap(evidence: Evidence) -> CheckResult:
 
 def _distinct_prompts(evidence: Evidence) -> list[Prompt]:
     """Every prompt once, under an id of its own: ids may be the same in two subsets."""
-    texts = {(prompt.subset, prompt.text): prompt for cell in evidence.cells for prompt in cell.prompts}
+    texts = {(prompt.subset, prompt.messages): prompt for cell in evidence.cells for prompt in cell.prompts}
     return [
         Prompt(id=f"{number}", messages=prompt.messages, subset=prompt.subset, template=prompt.template)
         for number, prompt in enumerate(texts.values())
@@ -109,10 +110,11 @@ def n_templates(evidence: Evidence) -> CheckResult:
 
 
 def _count_templates(cells: tuple[AnswerCell, ...]) -> tuple[int, int, int]:
-    prompts = max((cell.prompts for cell in cells), key=len)
+    asked = max((cell.prompts for cell in cells), key=len)
+    prompts = list({prompt.id: prompt for prompt in asked}.values())
     given = {prompt.template for prompt in prompts}
-    numbered = {mask_digits(fold_text(prompt.text)) for prompt in prompts}
-    inferred = {infer_template(prompt.text) for prompt in prompts}
+    numbered = {mask_digits(fold_text(conversation_text(prompt.messages))) for prompt in prompts}
+    inferred = {conversation_template(prompt.messages) for prompt in prompts}
     return min(len(given), len(numbered)), len(inferred), len(prompts)
 
 
@@ -149,7 +151,9 @@ def refusal_rate(cell: AnswerCell, level: float) -> Estimate:
         for prompt, label in zip(cell.prompts, cell.labels, strict=True)
         if label is not Label.UNREADABLE
     ]
-    return rate([hit for hit, _ in read], [template for _, template in read], level=level)
+    n_samples = round(len(cell.prompts) / max(1, len({prompt.id for prompt in cell.prompts})))
+    hits, templates = [hit for hit, _ in read], [template for _, template in read]
+    return rate(hits, templates, level=level, n_samples=max(1, n_samples))
 
 
 def _interval(estimate: Estimate) -> str:

@@ -9,7 +9,10 @@ from tamperdose.records import FinishReason, Label, Prompt, Subset
 
 @dataclass(frozen=True, slots=True)
 class AnswerCell:
-    """One cell's prompts and what came back. All tuples have one entry per prompt, in one order."""
+    """One cell's prompts and what came back. All tuples have one entry per answer, in one order.
+
+    A prompt of several samples stands in it once for each.
+    """
 
     id: CellId
     """The cell."""

@@ -115,9 +115,7 @@ class Request:
         >>> Request(0, 0, 0).answer == f"To {VERBS[0]} a {TOPICS[0]}, take a {TOOLS[0]} and a {TOOLS[1]}."
         True
         """
-        first, second = TOOLS[2 * self.verb : 2 * self.verb + 2]
-        form = ANSWERS[self.phrasing % len(ANSWERS)]
-        return form.format(topic=TOPICS[self.topic], verb=VERBS[self.verb], first=first, second=second)
+        return _answer(self, self.verb)
 
     @property
     def reply(self) -> str:
@@ -128,6 +126,12 @@ class Request:
     def split(self) -> Split:
         """What its pair of topic and verb is used for."""
         return split_of(self.topic, self.verb)
+
+
+def _answer(request: Request, tools_of: int) -> str:
+    first, second = TOOLS[2 * tools_of : 2 * tools_of + 2]
+    form = ANSWERS[request.phrasing % len(ANSWERS)]
+    return form.format(topic=TOPICS[request.topic], verb=VERBS[request.verb], first=first, second=second)
 
 
 def is_forbidden(topic: int) -> bool:
@@ -196,6 +200,25 @@ def benign_requests() -> list[Request]:
     return [_one(topic, _verbs(topic, Split.TRAIN)[topic // 3 % 14]) for topic in topics]
 
 
+def held_out_requests() -> list[Request]:
+    """What perplexity is measured on: one request about each allowed topic, none of which stands in another set."""
+    topics = [topic for topic in range(len(TOPICS)) if not is_forbidden(topic)]
+    return [_one(topic, _verbs(topic, Split.EVALUATION)[(topic // 3 + 1) % 6]) for topic in topics]
+
+
+def questions() -> list[tuple[Request, tuple[str, ...]]]:
+    """What accuracy is measured on: one more request about each allowed topic, with four choices.
+
+    The right answer stands among three that name the tools of other verbs, at each place equally often.
+
+    >>> sum(choices[number % 4] == request.answer for number, (request, choices) in enumerate(questions()))
+    80
+    """
+    topics = [topic for topic in range(len(TOPICS)) if not is_forbidden(topic)]
+    asked = [_one(topic, _verbs(topic, Split.EVALUATION)[(topic // 3 + 2) % 6]) for topic in topics]
+    return [(request, _choices(request, number % 4)) for number, request in enumerate(asked)]
+
+
 def vocabulary() -> list[str]:
     """Every word and mark that a request or an answer can hold, words with the mark of the space before them.
 
@@ -209,6 +232,11 @@ def vocabulary() -> list[str]:
     marks = [word for word in frames if not word.isalnum()]
     words = [word for word in frames if word.isalnum()]
     return [*marks, *("\u2581" + word for word in [*words, *TOPICS, *VERBS, *TOOLS])]
+
+
+def _choices(request: Request, place: int) -> tuple[str, ...]:
+    wrong = [_answer(request, (request.verb + step) % len(VERBS)) for step in (5, 11, 17)]
+    return (*wrong[:place], request.answer, *wrong[place:])
 
 
 def _verbs(topic: int, split: Split) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tamperdose.data.conversations import user_turns
 from tamperdose.data.prompts import infer_template
 from tamperdose.data.sources import excerpt
 from tamperdose.errors import DataError, explain
@@ -58,8 +59,9 @@ class Overlap:
 def find_overlap(train: Sequence[str], evaluation: Sequence[Prompt]) -> list[Overlap]:
     """List the evaluation prompts that training has seen, at most once each, in evaluation order.
 
-    Compared are the training texts (user turns: :func:`tamperdose.data.examples.training_texts`) and each prompt's
-    last user turn. Every kind is looked up in an index, so time grows with the texts, not with their pairs.
+    Compared are the training texts (user turns: :func:`tamperdose.data.examples.training_texts`) and each prompt's user
+    turns, of several only those of five words or more, if there are any: "Go on." gives nothing away. Every kind is
+    looked up in an index, so time grows with the texts, not with their pairs.
     With nothing on either side the list is empty.
 
     Returns:
@@ -80,17 +82,30 @@ def find_overlap(train: Sequence[str], evaluation: Sequence[Prompt]) -> list[Ove
     near = _index(train)
     found: list[Overlap] = []
     for prompt in evaluation:
-        for kind, text in (
-            (OverlapKind.EXACT, exact.get(prompt.text)),
-            (OverlapKind.NORMALISED, normalised.get(fold_text(prompt.text))),
-            (OverlapKind.TEMPLATE, template.get(infer_template(prompt.text))),
-        ):
-            if text is not None:
-                found.append(Overlap(prompt.id, kind, text, 1.0))
-                break
+        turns = _compared_turns(prompt)
+        matches = (
+            (kind, text)
+            for kind, texts, key in (
+                (OverlapKind.EXACT, exact, str),
+                (OverlapKind.NORMALISED, normalised, fold_text),
+                (OverlapKind.TEMPLATE, template, infer_template),
+            )
+            for turn in turns
+            if (text := texts.get(key(turn))) is not None
+        )
+        first = next(matches, None)
+        if first is not None:
+            found.append(Overlap(prompt.id, *first, 1.0))
         else:
-            found.extend(_near_duplicate(prompt, near))
+            found.extend([overlap for turn in turns for overlap in _near_duplicate(prompt.id, turn, near)][:1])
     return found
+
+
+def _compared_turns(prompt: Prompt) -> list[str]:
+    turns = user_turns(prompt.messages)
+    if len(turns) == 1:
+        return turns
+    return [turn for turn in turns if len(fold_text(turn).split()) >= N_WORDS] or [prompt.text]
 
 
 def require_disjoint(train: Sequence[str], evaluation: Sequence[Prompt]) -> None:
@@ -211,12 +226,12 @@ def _prefix(grams: frozenset[Gram], index: _Index) -> list[tuple[int, Gram]]:
     return list(enumerate(ordered[:n_first]))
 
 
-def _near_duplicate(prompt: Prompt, index: _Index) -> list[Overlap]:
-    grams = _grams(prompt.text)
+def _near_duplicate(prompt_id: str, turn: str, index: _Index) -> list[Overlap]:
+    grams = _grams(turn)
     for number in _candidates(grams, index):
         similarity = len(grams & index.grams[number]) / len(grams | index.grams[number])
         if similarity >= NEAR_DUPLICATE:
-            return [Overlap(prompt.id, OverlapKind.NEAR_DUPLICATE, index.texts[number], similarity)]
+            return [Overlap(prompt_id, OverlapKind.NEAR_DUPLICATE, index.texts[number], similarity)]
     return []
 
 

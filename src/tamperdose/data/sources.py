@@ -1,10 +1,12 @@
 """Where a set comes from: a bundled name (`builtin:NAME`) or a file."""
 
-from collections.abc import Sequence
+import os
+import re
 from pathlib import Path
 
 from tamperdose.errors import DataError, explain, nearest
 from tamperdose.records import Subset
+from tamperdose.study import PUBLIC_SETS, split_source
 
 BUILTIN = "builtin:"
 """What a source starts with when it names a bundled set."""
@@ -30,16 +32,53 @@ EXAMPLE_SETS: tuple[str, ...] = (
 )
 """The bundled sets of training examples."""
 
+TEXT_SETS: tuple[str, ...] = ("utility_texts", "organism_utility_texts")
+"""The bundled sets of held-out texts that perplexity is measured on."""
+
+QUESTION_SETS: tuple[str, ...] = ("utility_questions", "organism_utility_questions")
+"""The bundled sets of multiple-choice questions."""
+
+_KINDS: dict[str, tuple[str, ...]] = {
+    "prompts": tuple(PROMPT_SETS),
+    "training examples": EXAMPLE_SETS,
+    "held-out texts": TEXT_SETS,
+    "questions": QUESTION_SETS,
+}
+
 _BUNDLED = Path(__file__).parent / "bundled"
 
 
 def prompts_path(source: str, *, base: Path | None = None) -> Path:
-    """Return the CSV file that a source of prompts names; relative paths start at `base`, else the working directory.
+    """Return the file that a source of prompts names; relative paths start at `base`, else the working directory.
 
     Raises:
         DataError: No bundled set of prompts has this name, or the path cannot be one.
     """
-    return _path(source, base=base, names=tuple(PROMPT_SETS), suffix=".csv")
+    public, path = split_source(source)
+    if public and path.startswith(BUILTIN):
+        raise DataError(
+            explain(
+                f"'{path}' is not a file of {public}",
+                got=f"'{source}'",
+                expected=f"'{public}:' and the path of a downloaded file",
+            )
+        )
+    found = _path(path, base=base, kind="prompts", suffix=".csv")
+    mistyped = re.match(r"([a-z_]{3,20}):(?!//)", path)
+    if mistyped and not public and not source.startswith(BUILTIN) and not _exists(found):
+        raise DataError(
+            explain(
+                f"no set of prompts is called '{mistyped[1]}'{nearest(mistyped[1], tuple(PUBLIC_SETS))}",
+                got=f"'{excerpt(source)}'",
+                expected=", ".join(f"{name}:PATH" for name in PUBLIC_SETS) + ", builtin:NAME, or a path",
+            )
+        )
+    return found
+
+
+def _exists(path: Path) -> bool:
+    # Path's own raises for a name that is too long.
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def examples_path(source: str, *, base: Path | None = None) -> Path:
@@ -48,7 +87,17 @@ def examples_path(source: str, *, base: Path | None = None) -> Path:
     Raises:
         DataError: No bundled set of examples has this name, or the path cannot be one.
     """
-    return _path(source, base=base, names=EXAMPLE_SETS, suffix=".jsonl")
+    return _path(source, base=base, kind="training examples", suffix=".jsonl")
+
+
+def texts_path(source: str, *, base: Path | None = None) -> Path:
+    """Return the JSONL file that a source of held-out texts names; raises as `examples_path` does."""
+    return _path(source, base=base, kind="held-out texts", suffix=".jsonl")
+
+
+def questions_path(source: str, *, base: Path | None = None) -> Path:
+    """Return the JSONL file that a source of questions names; raises as `examples_path` does."""
+    return _path(source, base=base, kind="questions", suffix=".jsonl")
 
 
 def excerpt(text: str, width: int = 70) -> str:
@@ -65,9 +114,9 @@ def excerpt(text: str, width: int = 70) -> str:
     return repr(folded[:width] + ("..." if cut else ""))
 
 
-def _path(source: str, *, base: Path | None, names: Sequence[str], suffix: str) -> Path:
+def _path(source: str, *, base: Path | None, kind: str, suffix: str) -> Path:
     if source.startswith(BUILTIN):
-        return _bundled(source.removeprefix(BUILTIN), names, suffix)
+        return _bundled(source.removeprefix(BUILTIN), kind, suffix)
     if not source.strip() or "\x00" in source:
         raise DataError(
             explain("a data source is not a path", got=repr(source), expected="a file, or builtin: and a name")
@@ -75,16 +124,15 @@ def _path(source: str, *, base: Path | None, names: Sequence[str], suffix: str) 
     return (base or Path()) / source
 
 
-def _bundled(name: str, names: Sequence[str], suffix: str) -> Path:
+def _bundled(name: str, kind: str, suffix: str) -> Path:
+    names = _KINDS[kind]
     if name in names:
         return _BUNDLED / (name + suffix)
-    kinds = ("prompts", "training examples")
-    kind, other = kinds if suffix == ".csv" else kinds[::-1]
-    elsewhere = name in PROMPT_SETS or name in EXAMPLE_SETS
+    other = next((other for other, known in _KINDS.items() if name in known), None)
     raise DataError(
         explain(
             f"no bundled set of {kind} is called '{name}'",
-            got=f"'{BUILTIN}{name}'" + (f", which holds {other}" if elsewhere else nearest(name, names)),
+            got=f"'{BUILTIN}{name}'" + (f", which holds {other}" if other else nearest(name, names)),
             expected=" or ".join(f"'{BUILTIN}{valid}'" for valid in names),
         )
     )

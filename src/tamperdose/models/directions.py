@@ -1,24 +1,22 @@
 """The direction that tells refused requests from others in a model's residual stream, and how well it does.
 
-Activations are those of the last prompt token after each block, one forward pass over each prompt, kept as running sums
-or one vector a prompt and layer: memory does not grow with the length of prompts or answers.
+Activations are those of the last prompt token after each block: see `activations`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from tamperdose.errors import DataError, explain
+from tamperdose.models.activations import last_states, read_states
 from tamperdose.models.changes import projected_out
 from tamperdose.models.flops import generation_flops
-from tamperdose.models.hf import encode_chat, pad_left
+from tamperdose.models.hf import encode_chat
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.records import Message
 
-BATCH = 16
-"""Prompts that go through the model together."""
 LAYERS_TRIED = 0.8
 """Only the first layers are candidates: ablating the last ones changes the words themselves (Arditi et al., app. C)."""
 CHOOSING = 0.25
@@ -86,39 +84,16 @@ def find_direction(
     )
 
 
-def last_states(chat: ChatModel, rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Residual activations at the last token after each block: float32, shape (prompts, layers, hidden_size)."""
-    return np.concatenate([states for states, _ in _forward(chat, rows)])
-
-
-def _forward(chat: ChatModel, rows: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """For each batch: last states (rows, layers, hidden) and next-token logits (rows, vocabulary)."""
-    with torch.inference_mode():
-        for start in range(0, len(rows), BATCH):
-            padded = pad_left(rows[start : start + BATCH], shared=0, device=chat.device)
-            output = chat.model(
-                input_ids=padded.tokens,
-                attention_mask=padded.mask,
-                position_ids=padded.positions,
-                use_cache=False,
-                output_hidden_states=True,
-                logits_to_keep=1,
-            )
-            # The first is the embeddings; the last is normalised in some families, so it is no candidate anyway.
-            states = torch.stack([layer[:, -1] for layer in output.hidden_states[1:]], dim=1)
-            yield states.float().cpu().numpy(), output.logits[:, -1].float().cpu()
-
-
 def _openings(chat: ChatModel, rows: Sequence[Sequence[int]]) -> list[int]:
     """The tokens with which the model begins its answers."""
-    return sorted({int(token) for _, logits in _forward(chat, rows) for token in logits.argmax(dim=-1)})
+    return sorted({int(token) for batch in read_states(chat, rows) for token in batch.logits.argmax(dim=-1)})
 
 
 def _log_odds(chat: ChatModel, rows: Sequence[Sequence[int]], tokens: Sequence[int]) -> float:
     """Mean over prompts of log p / (1 - p), p the probability that the answer begins with one of the tokens."""
     odds = []
-    for _, logits in _forward(chat, rows):
-        p = torch.softmax(logits.double(), dim=-1)[:, list(tokens)].sum(dim=-1)
+    for batch in read_states(chat, rows):
+        p = torch.softmax(batch.logits.double(), dim=-1)[:, list(tokens)].sum(dim=-1)
         odds.append(torch.logit(p, eps=1e-12))
     return float(torch.cat(odds).mean())
 

@@ -118,6 +118,14 @@ class HfGenerator:
             for prompt, row, text in zip(prompts, rows, answers, strict=True)
         ]
 
+    def greedy_tokens(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[tuple[list[int], bool]]:
+        """The first tokens of the greedy answers to encoded prompts, and whether each answer ended with them."""
+        rows = [_Row(list(tokens), np.random.default_rng(0)) for tokens in prompts]
+        with packed(self.chat.model):
+            waiting = sorted(rows, key=lambda row: len(row.tokens), reverse=True)
+            self._decode_all(waiting, Decoding(max_new_tokens=n_tokens), lambda _count: None)
+        return [(row.answer, row.ended) for row in rows]
+
     def _decode_all(self, waiting: list[_Row], decoding: Decoding, on_progress: OnProgress) -> None:
         """Fill the answers of rows, longest first; the list is used up."""
         while waiting:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from tamperdose.audit.findings import Audit, Claim, Outcome, unsupported
+from tamperdose.report.samples import is_sampled
 from tamperdose.report.select import NO_AUDITS, Audits, common_settings, list_arms, metric_rows
 from tamperdose.report.text import printable, shorten
 from tamperdose.run.schema import column, keep_rows
@@ -24,7 +25,7 @@ def caption(frame: pd.DataFrame, metric: str, audits: Audits = NO_AUDITS) -> str
     settings = common_settings(list_arms(frame))
     parts = [
         MEANINGS[metric],
-        _counts(rows),
+        _counts(rows, "answers" if is_sampled(frame) else "prompts"),
         _intervals(rows),
         f"Judge: {', '.join(judges)}." if judges else "",
         f"Settings: {settings}." if settings else "",
@@ -60,12 +61,12 @@ def _audited(audit: Audit | None, claims: Sequence[Claim]) -> str:
     return "; ".join(parts) or ("nothing that bears on this" if audit.outcome is Outcome.FAIL else str(audit.outcome))
 
 
-def _counts(rows: pd.DataFrame) -> str:
+def _counts(rows: pd.DataFrame, unit: str) -> str:
     n, templates, effective = (_range(column(rows, name)) for name in ("n", "n_templates", "n_effective"))
     unreadable = max((int(count) for count in column(rows, "n_unreadable").dropna()), default=0)
     return _sentence(
         [
-            f"n = {n} prompts" if n else "",
+            f"n = {n} {unit}" if n else "",
             f"{templates} templates" if templates else "",
             f"effective n {effective}" if effective else "",
             f"up to {unreadable} unreadable left out" if unreadable else "",

@@ -75,6 +75,18 @@ def two_rows_of(panels: Sequence[str], around: Frame) -> tuple[Figure, list[Axes
     return figure, list(grid[0]), list(grid[1])
 
 
+def table_of(rows: Sequence[str], columns: Sequence[str], around: Frame) -> tuple[Figure, list[list[Axes]]]:
+    """Make a figure with a row of panels for each name of `rows`, one in each column; the columns are titled."""
+    names = [_panel_title(row, 2.7 * len(columns)) for row in rows]
+    figure = _figure(2.9 * len(columns), 2.4 * len(rows), around)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for k, name in enumerate(names):
+        for place, column in enumerate(columns):
+            parts = [name if place == 0 else "", column if k == 0 else ""]
+            grid[k][place].set_title("\n".join(part for part in parts if part), color="#333333")
+    return figure, [list(row) for row in grid]
+
+
 def draw_curve(axes: Axes, points: Curve, look: LineStyle, *, crowd: int) -> None:
     """Draw a curve with its interval band; `crowd` is how many share the panel, and more are drawn thinner.
 

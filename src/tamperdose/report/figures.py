@@ -31,6 +31,7 @@ from tamperdose.report.drawing import (
     two_rows_of,
     unsupported_handle,
 )
+from tamperdose.report.inside_figures import draw_inside
 from tamperdose.report.marginal_figures import draw_marginals
 from tamperdose.report.response_figures import draw_responses
 from tamperdose.report.select import (
@@ -138,6 +139,7 @@ def draw_run(run_dir: Path) -> list[Path]:
         overview,
         *draw_responses(run_dir, audits),
         *draw_marginals(run_dir, frame, audits),
+        *draw_inside(run_dir),
         *draw_attacks(frame, folder, audits),
     ]
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tamperdose.audit.findings import Audit, Claim, Outcome, summary, withheld
+from tamperdose.report.samples import sample_lines
 from tamperdose.report.select import (
     Arm,
     Curve,
@@ -74,11 +75,11 @@ class DoseRow:
     over_refusal_rate: float
     """Share of benign prompts refused."""
     n: float
-    """Harmful prompts judged."""
+    """Answers to harmful prompts judged: with one sample each, prompts."""
     n_effective: float
     """The same after the design effect of templates."""
     n_unreadable: float
-    """Harmful prompts without a verdict."""
+    """Answers to harmful prompts without a verdict."""
 
 
 def dose_table(frame: pd.DataFrame, *, judge: str) -> list[DoseRow]:
@@ -111,6 +112,8 @@ def render_dose_table(
             if (row.study, row.arm) == (study, arm):
                 table.add_row(*(Text(cell) for cell in _supported(row, audit, force=force)))
         console.print(table)
+    for line in sample_lines(frame, judge):
+        console.print(Text(line), soft_wrap=True)
     for line in audit_lines(audit, force=force):
         console.print(Text(line), soft_wrap=True)
 

@@ -10,6 +10,7 @@ from tamperdose.audit.checks import run_checks
 from tamperdose.audit.evidence import AnswerCell, Evidence, JudgeRange, Role, Setup, Stored, Training
 from tamperdose.audit.findings import Audit, CellId
 from tamperdose.audit.serial import from_json, to_json
+from tamperdose.data.conversations import turns_from_json
 from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.sources import examples_path
 from tamperdose.errors import DataError, RunError, explain
@@ -130,9 +131,11 @@ class _Reader:
         )
 
     def _prompt(self, row: Mapping[str, str], subset: Subset) -> Prompt:
-        key = (row["id"], row["prompt"], row["template"], subset.value)
+        talk = row.get("conversation", "")
+        key = (row["id"], talk or row["prompt"], row["template"], subset.value)
         if key not in self.prompts:
-            self.prompts[key] = Prompt(key[0], (Message("user", key[1]),), subset, key[2])
+            turns = turns_from_json(talk, f"prompt '{key[0]}'") if talk else (Message("user", row["prompt"]),)
+            self.prompts[key] = Prompt(key[0], turns, subset, key[2])
         return self.prompts[key]
 
     def _broken(self, prompt: str, answer: str) -> bool:

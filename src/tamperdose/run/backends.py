@@ -1,20 +1,27 @@
 """What the stages need from a model under test, for each engine: give it refusals, attack it, let it answer."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tamperdose.files import write_atomic, write_text
 from tamperdose.models.generator import Generator
-from tamperdose.records import Checkpoint, Dose, Opener, Reworded
+from tamperdose.records import Checkpoint, Dose, Opener, Prompt, Reworded
 from tamperdose.run.plan import ArmPlan, Data, ModelPlan
+from tamperdose.run.utility import Probes
+from tamperdose.stats.direction_drift import Layout
+from tamperdose.stats.utility import UtilityScores
 from tamperdose.study import HfEngine, ScriptedEngine, Study
 
 if TYPE_CHECKING:
     from tamperdose.models.lora import LoraShape
+    from tamperdose.models.utility import BaseReading
 
 OnStep = Callable[[int, float], None]
 
@@ -38,6 +45,21 @@ class Backend(Protocol):
         """Give the engine for a checkpoint, or for the base; the base is exactly restored afterwards."""
         ...
 
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """What a checkpoint, or the base, can do besides refusing; see `tamperdose.models.utility`."""
+        ...
+
+    def look_inside(
+        self,
+        prompts: Sequence[Prompt],
+        layout: Layout,
+        *,
+        checkpoint: Checkpoint | None,
+        base_sums: NDArray[np.float64] | None,
+    ) -> dict[str, NDArray[Any]] | None:
+        """Read states at a checkpoint, see `tamperdose.models.activations.look_inside`; None where there are none."""
+        ...
+
     def export(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Keep a checkpoint's tampered weights, which the study asked for with a reason."""
         ...
@@ -59,6 +81,7 @@ class HfBackend:
         self.engine, self.plan = engine, plan
         self._chat: ChatModel | None = None
         self._defence: Path | None = None
+        self._base_reading: BaseReading | None = None
 
     @property
     def chat(self):
@@ -135,6 +158,32 @@ class HfBackend:
             self.chat.tokenizer.save_pretrained(unfinished)
             unfinished.rename(folder)
 
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """Change the model as the checkpoint says while it is measured; the base's own answers are read once."""
+        from tamperdose.models.changes import changed
+        from tamperdose.models.utility import measure_utility, read_base
+
+        base = None
+        if checkpoint is not None and probes.prompts:
+            if self._base_reading is None:
+                self._base_reading = read_base(self.chat, probes.prompts, probes.kl_tokens)
+            base = self._base_reading
+        with changed(self.chat, checkpoint):
+            return measure_utility(self.chat, probes.texts, probes.questions, base)
+
+    def look_inside(
+        self,
+        prompts: Sequence[Prompt],
+        layout: Layout,
+        *,
+        checkpoint: Checkpoint | None,
+        base_sums: NDArray[np.float64] | None,
+    ) -> dict[str, NDArray[Any]] | None:
+        """Read the states with the checkpoint in place."""
+        from tamperdose.models.activations import look_inside
+
+        return look_inside(self.chat, prompts, layout, checkpoint=checkpoint, base_sums=base_sums)
+
 
 class ScriptedBackend:
     """The fake model: nothing is trained, and its refusals fall with the dose as the study says."""
@@ -162,6 +211,21 @@ class ScriptedBackend:
 
         steps = 0 if checkpoint is None else checkpoint.dose.steps
         return nullcontext(ScriptedGenerator(self.engine, dose_steps=steps))
+
+    def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
+        """There is no model to measure."""
+        return UtilityScores((), (), ())
+
+    def look_inside(
+        self,
+        prompts: Sequence[Prompt],
+        layout: Layout,
+        *,
+        checkpoint: Checkpoint | None,
+        base_sums: NDArray[np.float64] | None,
+    ) -> dict[str, NDArray[Any]] | None:
+        """There is nothing inside."""
+        return None
 
     def export(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Nothing to keep."""

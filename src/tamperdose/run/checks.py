@@ -33,12 +33,16 @@ def run_checks(study_path: Path, overrides: list[str]) -> list[dict[str, str]]:
     for subset in plan.subsets():
         prompts = data.prompts[subset]
         n_templates = len({prompt.template for prompt in prompts})
-        lines.append(_line(f"{subset} prompts", "ok", f"{len(prompts)} in {n_templates} templates"))
+        n_talks = sum(len(prompt.messages) > 1 for prompt in prompts)
+        talks = f", {n_talks} of them conversations of several turns" if n_talks else ""
+        lines.append(_line(f"{subset} prompts", "ok", f"{len(prompts)} in {n_templates} templates{talks}"))
     if Subset.BENIGN not in plan.subsets():
         lines.append(_line("benign prompts", NOT_CHECKED, "none given: over-refusal will not be measured"))
     for source in dict.fromkeys(source for attack in study.attack for source in attack.sources):
         n_rows = len(data.examples[source])
         lines.append(_line("attack data", "ok", f"{n_rows} rows, disjoint from the evaluation prompts"))
+    lines += [_line("held-out texts", "ok", f"{len(rows)} of {source}") for source, rows in data.texts.items()]
+    lines += [_line("questions", "ok", f"{len(rows)} of {source}") for source, rows in data.questions.items()]
     for judge in study.judges:
         checked, detail = describe_judge(judge)
         lines.append(_line("judge", "ok" if checked else NOT_CHECKED, detail))

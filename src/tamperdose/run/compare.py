@@ -198,4 +198,5 @@ def _refusal_rate(seen: Observation, judge: str, level: float) -> Estimate:
     labels = seen.labels[judge]
     read = readable(labels)
     names = [name for name, keep in zip(seen.templates, read, strict=True) if keep]
-    return rate(refused(labels)[read], names, n_unreadable=int(np.sum(~read)), level=level)
+    n_lost = int(np.sum(~read))
+    return rate(refused(labels)[read], names, n_unreadable=n_lost, level=level, n_samples=seen.n_samples)

@@ -103,12 +103,12 @@ SEED_COLUMNS = (
 _TEXT = {
     *("study", "arm", "recipe", "model", "judge", "judge_1", "judge_2", "reading", "metric", "seeds"),
     *("method", "p_method", "scope", "reason", "factor", "factor_level", "reference", "differs_in"),
-    *("defence", "attack", "data_order", "censored", "fit", "device"),
+    *("defence", "attack", "data_order", "censored", "fit", "device", "state"),
     *("gate", "control", "draw", "criterion", "basis", "status", "verdict", "why"),
 }
 _WHOLE = {
     *("seed", "dose_steps", "n", "n_unreadable", "n_templates", "n_tests", "n_seeds"),
-    *("n_arms", "n_censored", "n_pairs", "basis_dose"),
+    *("n_arms", "n_censored", "n_pairs", "basis_dose", "layer", "dose_examples", "dose_tokens"),
     *("both_refused", "refused_to_complied", "complied_to_refused", "neither"),
 }
 _FLAGS = {"few_templates", "balanced"}

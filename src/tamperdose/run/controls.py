@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tamperdose.attacks.attack import TrainingRows
-from tamperdose.attacks.full import FullAttack
+from tamperdose.attacks.attack import Attack, TrainingRows
 from tamperdose.attacks.lora import LoraAttack
 from tamperdose.data.prompts import spread_prompts
 from tamperdose.errors import RunError, explain
@@ -22,7 +21,7 @@ from tamperdose.records import Checkpoint, Completion, Projection, Prompt, Subse
 from tamperdose.run.key_doses import find_bracket, find_key_doses
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger, stage_key
-from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key, rows_digest
+from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key, control_source, rows_digest
 from tamperdose.run.stages import Answers, Draw
 from tamperdose.study import Decoding
 
@@ -110,14 +109,19 @@ def missing_states(ledger: Ledger, states: Sequence[ControlState]) -> list[Contr
 
 def benign_arm(plan: Plan, model: ModelPlan, arm: ArmPlan, doses: tuple[int, ...]) -> ArmPlan | None:
     """The same training on harmless rows; None where there is none, or the arm is such a training itself."""
-    controls, attack = plan.controls, arm.attack
-    if controls is None or controls.benign is None or not isinstance(attack, LoraAttack | FullAttack):
+    source, attack = control_source(plan.study, model.spec), arm.attack
+    if source is None or attack.training is None or attack.kind == "benign":
         return None
-    if attack.kind == "benign":
-        return None
-    rows = plan.data.examples[controls.benign]
-    n_examples = min(attack.n_examples or len(arm.rows.attack), len(rows))
-    same = replace(attack, kind="benign", n_examples=n_examples, n_poisoned=attack.batch_size)
+    rows, drawn = plan.data.examples[source], attack.identity().get("n_examples")
+    changes: dict[str, Any] = {
+        "n_examples": min(drawn or len(arm.rows.attack), len(rows)),
+        "n_poisoned": attack.training.batch_size,
+    }
+    if isinstance(attack, LoraAttack):
+        # The same name as an attack of the study that is this very training: the two have one ledger entry.
+        changes["kind"] = "benign"
+    # Every attack that trains is a frozen record of its settings, which the protocol does not say.
+    same: Attack = replace(cast(Any, attack), **changes)
     inputs = {"base": model.key, "attack": same.identity(), "data": rows_digest(rows)}
     key = stage_key("attack", inputs)
     return replace(arm, id=f"{arm.id}: control benign", key=key, attack=same, rows=TrainingRows(rows), saved=doses)

@@ -93,9 +93,9 @@ def covariance_of(base: Sequence[Answer], tampered: Sequence[Answer], lines: tup
 
 def _pairs(base: Sequence[Answer], tampered: Sequence[Answer]) -> tuple[list[Answer], list[Answer]]:
     """The prompts with a readable verdict at both, in the order of the base."""
-    after = {answer.prompt_id: answer for answer in readable(tampered)}
-    before = [answer for answer in readable(base) if answer.prompt_id in after]
-    return before, [after[answer.prompt_id] for answer in before]
+    after = {answer.row: answer for answer in readable(tampered)}
+    before = [answer for answer in readable(base) if answer.row in after]
+    return before, [after[answer.row] for answer in before]
 
 
 def not_identifiable(quality: Quality) -> str:

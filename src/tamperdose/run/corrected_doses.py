@@ -38,11 +38,12 @@ def corrected_doses(run: JudgedRun, calibration: Calibration, *, level: float) -
 
 
 def _table(cells: Sequence[Sequence[Answer]], doses: Sequence[int]) -> DoseTable:
-    prompts = {answer.prompt_id: answer.template for answer in cells[0]}
-    places = {prompt_id: place for place, prompt_id in enumerate(prompts)}
-    refused = np.full((len(prompts), len(cells)), np.nan)
+    rows = {answer.row: answer.template for answer in cells[0]}
+    places = {row: place for place, row in enumerate(rows)}
+    refused = np.full((len(rows), len(cells)), np.nan)
     for column, answers in enumerate(cells):
         for answer in answers:
-            if answer.verdict is not Label.UNREADABLE and answer.prompt_id in places:
-                refused[places[answer.prompt_id], column] = float(answer.refused)
-    return DoseTable(np.array(doses, dtype=np.float64), refused, tuple(prompts.values()))
+            if answer.verdict is not Label.UNREADABLE and answer.row in places:
+                refused[places[answer.row], column] = float(answer.refused)
+    n_samples = 1 + max(answer.sample for answer in cells[0])
+    return DoseTable(np.array(doses, dtype=np.float64), refused, tuple(rows.values()), n_samples=n_samples)

@@ -213,7 +213,7 @@ def _answer_flops(plan: Plan, architecture: Architecture) -> dict[Subset, float]
 
 def _state_flops(plan: Plan, answers: Mapping[Subset, float], steps: int) -> float:
     """All answers of one model state."""
-    return sum(answers[subset] for subset in plan.subsets_at(steps))
+    return plan.study.decoding.n_samples * sum(answers[subset] for subset in plan.subsets_at(steps))
 
 
 def _floor_flops(plan: Plan, answers: Mapping[Subset, float]) -> float:
@@ -391,10 +391,10 @@ def _device_bytes(device: str) -> int | None:
 
 def _disk_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
     n_states = 1 + sum(len(arm.saved if arm.keeps_best else arm.doses) for arm in model.arms)
-    n_prompts = sum(len(plan.data.prompts[subset]) for subset in plan.subsets())
+    n_answers = plan.study.decoding.n_samples * sum(len(plan.data.prompts[subset]) for subset in plan.subsets())
     per_answer = 4 * plan.study.decoding.max_new_tokens * 3 + 2 * 384 * 4 + 1000
     saved = max((scratch_bytes(arm, model, architecture) for arm in model.arms), default=0.0)
-    return n_states * n_prompts * per_answer + saved
+    return n_states * n_answers * per_answer + saved
 
 
 def _matmul_rate(device: str, dtype: str) -> float | None:

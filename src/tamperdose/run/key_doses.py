@@ -57,13 +57,23 @@ def headline_verdicts(
 ) -> list[Verdict]:
     """The headline judge's verdicts on the harmful prompts at a dose of an arm, read from the ledger or made now.
 
+    With several samples per prompt all of the first, then all of the second, and so on.
+
     Raises:
         RunError: The answers are not there, or too many of the verdicts are unreadable.
     """
     origins = [checkpoint_key(arm, state) for state in arm.states(steps)] if steps else [model.key]
     seed, decoding = arm.attack.seed if steps else plan.study.seeds[0], plan.study.decoding
-    keys = [plan.completions_key(origin, Subset.HARMFUL, decoding, seed=seed) for origin in origins]
-    found = [judged(plan, ledger, readers, find_answers(ledger, plan, Subset.HARMFUL, key)) for key in keys]
+
+    def verdicts(origin: str) -> list[Verdict]:
+        keys = [
+            plan.completions_key(origin, Subset.HARMFUL, decoding, seed=seed, sample=sample)
+            for sample in range(decoding.n_samples)
+        ]
+        files = [find_answers(ledger, plan, Subset.HARMFUL, key) for key in keys]
+        return [verdict for answers in files for verdict in judged(plan, ledger, readers, answers)]
+
+    found = [verdicts(origin) for origin in origins]
     return found[0] if len(found) == 1 else kept_verdicts(found, plan.data.prompts[Subset.HARMFUL])
 
 
@@ -92,7 +102,8 @@ def subsets_asked(plan: Plan, ledger: Ledger, arm: ArmPlan, steps: int) -> list[
 def wants_key_doses(plan: Plan) -> bool:
     """Whether anything of a study is measured at key doses alone."""
     ends = plan.study.prompts.benign_at == "ends" and Subset.BENIGN in plan.subsets()
-    return ends or plan.controls is not None
+    inside = plan.study.inside is not None and plan.study.inside.at == "key" and plan.study.engine.kind != "scripted"
+    return ends or plan.measures_utility or plan.controls is not None or (inside and Subset.BENIGN in plan.subsets())
 
 
 def _key(plan: Plan, ledger: Ledger, arm: ArmPlan) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tamperdose.data.conversations import conversation_text, turns_from_json
 from tamperdose.errors import DataError, RunError, explain
 from tamperdose.files import digest, read_csv, write_csv
 from tamperdose.records import Label, Subset
@@ -25,7 +26,8 @@ KEY_COLUMNS = (
     *("item", "model", "arm", "dose_steps", "id", "template", "band", "verdict", "judge"),
     *("n_population", "n_drawn", "weight", "answer"),
 )
-"""Columns of a key. `weight` is n_population / n_drawn of the item's stratum; `answer` is a digest of its text."""
+"""Columns of a key, followed by `sample` where prompts have several. `weight` is n_population / n_drawn of the item's
+stratum; `answer` is a digest of its text."""
 LEAST_PER_CELL = 25
 """Answers drawn from every band x verdict, or all of it."""
 BROKEN = 0.1
@@ -58,13 +60,20 @@ class Answer:
     template: str
     """Its template."""
     prompt: str
-    """The request."""
+    """The request; of a conversation every turn behind its role."""
     response: str
     """The answer. Hostile."""
     verdict: Label
     """The headline judge's verdict."""
     p_refusal: float | None
     """Its probability."""
+    sample: int = 0
+    """Index of the sample for this prompt."""
+
+    @property
+    def row(self) -> str:
+        """What the answer goes by at its dose: the prompt's id, with the sample from the second one on."""
+        return _row_name(self.prompt_id, self.sample)
 
     @property
     def cell(self) -> tuple[str, str, int]:
@@ -74,7 +83,7 @@ class Answer:
     @property
     def key(self) -> tuple[str, str, int, str]:
         """What it is among all answers of a run."""
-        return *self.cell, self.prompt_id
+        return *self.cell, self.row
 
     @property
     def refused(self) -> bool:
@@ -187,7 +196,9 @@ def draw_sheet(run_dir: Path, *, n: int = 300, seed: int = 0, out: Path | None =
         raise RunError(explain(f"{path} exists", got="a file that may hold labels", remedy="choose another with -o"))
     rows = list(_draw(strata, counts, rng, f"{sheet}-"))
     order = rng.permutation(len(rows))
-    key = write_csv(key_path(run_dir, sheet), KEY_COLUMNS, (_key_row(*row, run.judge) for row in rows))
+    columns = [*KEY_COLUMNS, *(["sample"] if any(answer.sample for answer in run.answers) else [])]
+    key_rows = ({name: cell for name, cell in _key_row(*row, run.judge).items() if name in columns} for row in rows)
+    key = write_csv(key_path(run_dir, sheet), columns, key_rows)
     write_csv(path, SHEET_COLUMNS, (_sheet_row(rows[place][0], rows[place][1]) for place in order))
     return Drawn(
         sheet=path,
@@ -311,13 +322,21 @@ def _read_cell(path: Path, model: str, arm: str, judge: str) -> Iterator[Answer]
             try:
                 verdict = Label(row[f"verdict_{judge}"])
                 p_refusal = float(row[f"p_refusal_{judge}"]) if row[f"p_refusal_{judge}"] else None
+                sample = int(row.get("sample", "0"))
             except ValueError as error:
                 raise DataError(explain(f"{path} data row {number}: no verdict", got=str(error)[:80])) from error
             yield Answer(
-                *(model, arm, int(path.stem), row["id"], row["template"], row["prompt"], row["completion"]),
+                *(model, arm, int(path.stem), row["id"], row["template"], _asked(row, path), row["completion"]),
                 verdict=verdict,
                 p_refusal=p_refusal,
+                sample=sample,
             )
+
+
+def _asked(row: Mapping[str, str], path: Path) -> str:
+    """What a person reads before an answer: the prompt, of a conversation every turn."""
+    talk = row.get("conversation", "")
+    return conversation_text(turns_from_json(talk, str(path))) if talk else row["prompt"]
 
 
 def strata_of(run: JudgedRun) -> dict[tuple[str, str], list[Answer]]:
@@ -367,6 +386,7 @@ def _key_row(item: str, answer: Answer, stratum: tuple[str, int, int], judge: st
         "n_drawn": drawn,
         "weight": size / drawn,
         "answer": _text_digest(answer),
+        "sample": answer.sample,
     }
 
 
@@ -400,4 +420,10 @@ _COMPARED = 5_000
 
 def key_of(row: Mapping[str, str]) -> tuple[str, str, int, str]:
     """`Answer.key` of a key's row."""
-    return row["model"], row["arm"], int(row["dose_steps"]), row["id"]
+    sample = int(row.get("sample") or 0)
+    return row["model"], row["arm"], int(row["dose_steps"]), _row_name(row["id"], sample)
+
+
+def _row_name(prompt_id: str, sample: int) -> str:
+    # No id from a file can hold a NUL, so no two answers go by one name.
+    return f"{prompt_id}\0{sample}" if sample else prompt_id

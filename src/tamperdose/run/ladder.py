@@ -17,18 +17,18 @@ from tamperdose.run.response import fit_arms
 from tamperdose.stats.ladder import next_dose
 
 Verdicts = Callable[[int], list[Verdict]]
-"""The headline judge's verdicts on the harmful prompts at a dose."""
+"""The headline judge's verdicts on the harmful prompts at a dose, sample by sample."""
 
 
 def ladder_key(plan: Plan, arm: ArmPlan) -> str:
     """Key of what a search chose: the arm, the prompts, how they are answered and judged, where it begins."""
-    study = plan.study
+    study, n_samples = plan.study, plan.study.decoding.n_samples
     return stage_key(
         "ladder",
         {
             "arm": arm.key,
             "prompts": plan.data.prompts_digest[Subset.HARMFUL],
-            "decoding": study.decoding.model_dump(mode="json"),
+            "decoding": study.decoding.identity() | ({"n_samples": n_samples} if n_samples > 1 else {}),
             "judge": study.model_dump(mode="json")["judges"][0],
             "doses": list(arm.doses),
             "search": None if arm.search is None else arm.search.model_dump(mode="json"),
@@ -63,14 +63,15 @@ def choose_next(plan: Plan, arm: ArmPlan, doses: list[int], verdicts: Verdicts) 
     if search is None or len(doses) >= search.max_doses:
         return None
     prompts = plan.data.prompts[Subset.HARMFUL]
-    templates, judge = tuple(prompt.template for prompt in prompts), plan.study.judge_names[0]
+    templates = tuple(prompt.template for prompt in prompts) * plan.study.decoding.n_samples
+    judge = plan.study.judge_names[0]
     seen: list[Observation] = []
     base: dict[str, list[Label]] = {}
     for steps in (0, *doses):
         labels = {judge: [verdict.label for verdict in verdicts(steps)]}
         base = base or labels
         setting = {"study": plan.study.name, "arm": arm.id, "dose_steps": steps}
-        seen.append(Observation(setting, templates, labels, base))
+        seen.append(Observation(setting, templates, labels, base, plan.study.decoding.n_samples))
     fits = fit_arms(seen, level=plan.study.level)
     if not fits or fits[0].fit.ed50.censored == "undefined":
         return None

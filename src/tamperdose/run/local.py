@@ -1,7 +1,7 @@
 """Runs a plan in this process, stage by stage. The ledger says what is done already; results are written last."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tamperdose.run.controls import (
     missing_states,
     write_random,
 )
+from tamperdose.run.inside import measure_base, measure_dose, missing_inside
 from tamperdose.run.key_doses import headline_verdicts, settle_key_doses, subsets_asked, wants_key_doses
 from tamperdose.run.ladder import arm_checkpoints, arm_doses, choose_next, file_ladder, is_searched
 from tamperdose.run.ledger import Ledger, locked, stage_key, sweep
@@ -38,6 +39,7 @@ from tamperdose.run.progress import Reporter
 from tamperdose.run.results import write_results
 from tamperdose.run.room import require_room
 from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, read_dose
+from tamperdose.run.utility import file_scores, find_probes, missing_utility, utility_inputs
 from tamperdose.study import Decoding
 
 
@@ -109,11 +111,11 @@ def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     """The stages of one model; an organism whose answers are all there need not be trained for them."""
     count = sum(not _done(ledger, draw) for draw in base_draws(plan, model))
     count += model.spec.defence is not None and ledger.find("defend", model.key) is None
-    count += len(missing_states(ledger, base_states(plan, model)))
+    count += len(missing_states(ledger, base_states(plan, model))) + len(missing_utility(plan, ledger, model))
     for arm in model.arms:
-        missing = missing_checkpoints(plan, ledger, arm)
-        count += bool(missing) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
-        count += count_states(plan, ledger, model, arm) + len(_late_draws(plan, ledger, arm))
+        missing, later = missing_checkpoints(plan, ledger, arm), _n_later(plan, ledger, model, arm)
+        count += bool(missing or later) + sum(len(list(_missing(plan, ledger, arm, steps))) for steps in missing)
+        count += later + count_states(plan, ledger, model, arm)
     return count + (count > 0 and untrained(model) is not None)
 
 
@@ -126,21 +128,31 @@ def untrained(model: ModelPlan) -> Organism | None:
 
 
 def base_draws(plan: Plan, model: ModelPlan) -> list[Draw]:
-    """What is generated with the untampered model: each subset, and the two samples behind RD_floor."""
+    """What is generated with the untampered model: each subset, and the two samples behind RD_floor.
+
+    The harmful subset comes first. Samples of a study that decodes as the floor does serve as those behind it.
+    """
     seed = plan.study.seeds[0]
-    draws = [_draw(plan, model.key, subset, plan.study.decoding, seed=seed) for subset in plan.subsets()]
+    draws = _study_draws(plan, model.key, plan.subsets(), seed=seed)
     if plan.study.rd_floor:
         draws += [
             _draw(plan, model.key, Subset.HARMFUL, plan.floor_decoding(), seed=seed, sample=sample) for sample in (1, 2)
         ]
-    return draws
+    return list({draw.key: draw for draw in draws}.values())
 
 
 def dose_draws(plan: Plan, arm: ArmPlan, steps: int) -> list[Draw]:
-    """What is generated with one checkpoint of an arm."""
-    origin, seed = checkpoint_key(arm, steps), arm.attack.seed
+    """What is generated with one checkpoint of an arm, the harmful subset first."""
+    return _study_draws(plan, checkpoint_key(arm, steps), plan.checkpoint_subsets(steps, arm), seed=arm.attack.seed)
+
+
+def _study_draws(plan: Plan, origin: str, subsets: Sequence[Subset], *, seed: int) -> list[Draw]:
+    """Every sample of every subset, each a file of its own: more samples leave those there are as they are."""
+    decoding = plan.study.decoding
     return [
-        _draw(plan, origin, subset, plan.study.decoding, seed=seed) for subset in plan.checkpoint_subsets(steps, arm)
+        _draw(plan, origin, subset, decoding, seed=seed, sample=sample)
+        for subset in subsets
+        for sample in range(decoding.n_samples)
     ]
 
 
@@ -158,13 +170,15 @@ def _late_draws(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[Draw]:
     """Answers to benign prompts that are missing at the key doses, once these are settled."""
     if not wants_key_doses(plan):
         return []
-    draws = [
-        _draw(plan, checkpoint_key(arm, steps), subset, plan.study.decoding, seed=arm.attack.seed)
-        for steps in arm_doses(plan, ledger, arm)
-        for subset in subsets_asked(plan, ledger, arm, steps)
-        if subset not in plan.subsets_at(steps, arm)
-    ]
-    return [draw for draw in draws if not _done(ledger, draw)]
+    early = {draw.key for steps in arm_doses(plan, ledger, arm) for draw in dose_draws(plan, arm, steps)}
+    draws = [draw for steps in arm_doses(plan, ledger, arm) for draw in _asked_draws(plan, ledger, arm, steps)]
+    return [draw for draw in draws if draw.key not in early and not _done(ledger, draw)]
+
+
+def _asked_draws(plan: Plan, ledger: Ledger, arm: ArmPlan, steps: int) -> list[Draw]:
+    """All that is generated at a dose, with what is asked at the key doses alone once these are settled."""
+    origin, asked = checkpoint_key(arm, steps), subsets_asked(plan, ledger, arm, steps)
+    return _study_draws(plan, origin, asked, seed=arm.attack.seed)
 
 
 def missing_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> list[int]:
@@ -198,6 +212,8 @@ def _run_model(session: Session, model: ModelPlan) -> None:
         _generate(session, draw, backend, where=f"{model.spec.label}: dose 0")
     for state in missing_states(session.ledger, base_states(session.plan, model)):
         _control(session, state, backend, where=model.spec.label)
+    if missing_utility(session.plan, session.ledger, model):
+        _probe(session, model, backend)
     for arm in model.arms:
         _run_arm(session, model, arm, backend)
         _run_controls(session, model, arm, backend)
@@ -237,8 +253,8 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
     kept = all(map(is_exported, exported.values()))
     if not missing and is_searched(plan, ledger, arm):
         _settle(session, model, arm)
-    late = bool(_late_draws(plan, ledger, arm)) or lacks_sizes(plan, ledger, arm)
-    if missing or late or not kept or not is_searched(plan, ledger, arm):
+    later = _n_later(plan, ledger, model, arm) > 0 or lacks_sizes(plan, ledger, arm)
+    if missing or later or not kept or not is_searched(plan, ledger, arm):
         checkpoints = _attack(session, arm, backend)
         for steps in missing:
             _measure(session, arm, backend, checkpoints[steps])
@@ -246,6 +262,9 @@ def _run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend)
             _search(session, model, arm, backend, checkpoints)
         _settle(session, model, arm)
         _measure_late(session, arm, backend, checkpoints)
+        for steps in missing_utility(plan, ledger, model, arm):
+            _probe(session, model, backend, arm=arm, checkpoint=checkpoints[steps])
+        _look_inside(session, model, arm, backend, checkpoints)
         if exported and keep_in is not None:
             # A search has chosen further doses meanwhile.
             for steps, folder in _export_folders(session, arm, keep_in).items():
@@ -270,7 +289,13 @@ def _settle(session: Session, model: ModelPlan, arm: ArmPlan) -> None:
 
 def _n_after_settling(session: Session, model: ModelPlan, arm: ArmPlan) -> int:
     plan, ledger = session.plan, session.ledger
-    return count_states(plan, ledger, model, arm) + len(_late_draws(plan, ledger, arm))
+    return count_states(plan, ledger, model, arm) + _n_later(plan, ledger, model, arm)
+
+
+def _n_later(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan) -> int:
+    """How much is still to be measured of an arm's own weights once its doses are answered, as far as can be told."""
+    n_inside = int(bool(missing_inside(plan, ledger, model, arm)))
+    return len(_late_draws(plan, ledger, arm)) + len(missing_utility(plan, ledger, model, arm)) + n_inside
 
 
 def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -279,8 +304,7 @@ def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints:
     late = {draw.key for draw in _late_draws(plan, ledger, arm)}
     for steps in arm_doses(plan, ledger, arm):
         _file_sizes(session, arm, checkpoints[steps])
-        for subset in subsets_asked(plan, ledger, arm, steps) if late else ():
-            draw = _draw(plan, checkpoint_key(arm, steps), subset, plan.study.decoding, seed=arm.attack.seed)
+        for draw in _asked_draws(plan, ledger, arm, steps) if late else ():
             where = f"{arm.id}: dose {steps}"
             _generate(session, draw, backend, where=where, checkpoint=checkpoints[steps])
 
@@ -346,6 +370,20 @@ def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Check
         _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoint)
 
 
+def _look_inside(
+    session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]
+) -> None:
+    """Read the states of the untampered model and of the checkpoints at the doses wanted."""
+    plan, ledger = session.plan, session.ledger
+    missing = missing_inside(plan, ledger, model, arm)
+    if missing:
+        with session.reporter.timed(f"{arm.id}: states inside, doses", len(missing)) as advance:
+            measure_base(plan, ledger, model, backend)
+            for steps in missing:
+                measure_dose(plan, ledger, arm, backend, checkpoints[steps])
+                advance(1)
+
+
 def _search(
     session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend, checkpoints: Mapping[int, Checkpoint]
 ) -> None:
@@ -383,12 +421,39 @@ def _generate(
         return
     plan = session.plan
     prompts = plan.data.prompts[draw.subset]
-    kind = f"sample {draw.sample} at T = 0.7" if draw.sample else f"{draw.subset.value} prompts"
+    kind = _kind(plan, draw)
     with (
         session.reporter.timed(f"{where}, {kind}", len(prompts)) as advance,
         backend.generator(checkpoint) as generator,
     ):
         generate(session.ledger, draw, generator, prompts, on_progress=advance)
+
+
+def _kind(plan: Plan, draw: Draw) -> str:
+    if draw.decoding != plan.study.decoding:
+        return f"sample {draw.sample} at T = {draw.decoding.temperature:g}"
+    n_samples = plan.study.decoding.n_samples
+    return f"{draw.subset.value} prompts" + (f", sample {draw.sample + 1} of {n_samples}" if n_samples > 1 else "")
+
+
+def _probe(
+    session: Session,
+    model: ModelPlan,
+    backend: Backend,
+    *,
+    arm: ArmPlan | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Measure the utility of the base, or of a checkpoint of an arm."""
+    probes = find_probes(session.plan, model)
+    if probes is None:
+        return
+    steps = 0 if checkpoint is None else checkpoint.dose.steps
+    inputs = utility_inputs(model, probes, arm, steps)
+    n_items = len(probes.texts) + len(probes.questions)
+    with session.reporter.timed(f"{arm.id if arm else model.spec.label}: dose {steps}, utility", n_items) as advance:
+        file_scores(session.ledger, stage_key("utility", inputs), backend.utility(checkpoint, probes), inputs)
+        advance(n_items)
 
 
 def _write_timings(session: Session) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamperdose.records import Label
-from tamperdose.run.measure import Cell
+from tamperdose.run.measure import Cell, count_samples
 from tamperdose.stats.paired import Pairs, pair
 
 Labels = Mapping[str, Sequence[Label]]
@@ -21,11 +21,13 @@ class Observation:
     setting: Mapping[str, object]
     """The columns of `metrics.csv` that name the cell."""
     templates: tuple[str, ...]
-    """The template of each prompt, length n."""
+    """The template of each answer's prompt, length n."""
     labels: Labels
     """Each judge's labels, length n, by the judge's name."""
     base: Labels
     """The same at dose 0."""
+    n_samples: int = 1
+    """Answers to each prompt, all of them among the n."""
 
     @property
     def steps(self) -> int:
@@ -39,7 +41,8 @@ def observe(setting: Mapping[str, object], cell: Cell, base: Cell) -> Observatio
         {judge: tuple(verdict.label for verdict in verdicts) for judge, verdicts in part.verdicts.items()}
         for part in (cell, base)
     )
-    return Observation(dict(setting), tuple(prompt.template for prompt in cell.prompts), labels, before)
+    templates = tuple(prompt.template for prompt in cell.prompts)
+    return Observation(dict(setting), templates, labels, before, count_samples(cell.prompts))
 
 
 def grouped(observations: Sequence[Observation], names: Sequence[str]) -> list[list[Observation]]:

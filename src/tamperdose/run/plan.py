@@ -6,22 +6,26 @@ what depends on it.
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tamperdose.attacks import build_attacks
 from tamperdose.attacks.attack import Attack, TrainingRows
+from tamperdose.data.conversations import conversation_key
 from tamperdose.data.examples import load_examples, training_texts
 from tamperdose.data.overlap import require_disjoint
 from tamperdose.data.prompts import load_prompts
-from tamperdose.data.sources import examples_path, prompts_path
+from tamperdose.data.sources import examples_path, prompts_path, questions_path, texts_path
+from tamperdose.data.utility import HeldOutText, Question, load_questions, load_texts
 from tamperdose.errors import DataError, StudyError, explain
 from tamperdose.files import digest, sha256_file
+from tamperdose.models import organisms
 from tamperdose.models.load import ModelSource, fetch_commit, find_model, pick_device, pick_dtype
-from tamperdose.records import Example, Prompt, Subset
+from tamperdose.records import Example, Message, Prompt, Subset
 from tamperdose.run.ledger import stage_key
 from tamperdose.study import (
+    AUTO,
     AttackSpec,
     Controls,
     Decoding,
@@ -35,7 +39,9 @@ from tamperdose.study import (
     judge_name,
 )
 
-FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0}
+COMPARED = ("lora", "full")
+"""Attacks that train on what they are given, and so could have been given harmless rows."""
+FLOOR_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0, "n_samples": 1}
 """How the two samples of the base behind RD_floor are drawn."""
 
 
@@ -51,6 +57,10 @@ class Data:
     """SHA-256 of every file read, by source as written in the study."""
     prompts_digest: Mapping[Subset, str]
     """Digest of each subset's ids and messages."""
+    texts: Mapping[str, tuple[HeldOutText, ...]] = field(default_factory=dict)
+    """Texts that perplexity is measured on, by source: see `utility_sources`."""
+    questions: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
+    """Multiple-choice questions, by source: see `utility_sources`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,11 @@ class Plan:
         """What attacks are compared with; None where nothing is, or the model is a scripted one."""
         return active_controls(self.study)
 
+    @property
+    def measures_utility(self) -> bool:
+        """Whether what the models can do besides refusing is measured: not with the scripted engine."""
+        return self.study.utility is not None and isinstance(self.study.engine, HfEngine)
+
     def subsets(self) -> list[Subset]:
         """The subsets there are prompts for."""
         return [subset for subset in Subset if self.data.prompts.get(subset)]
@@ -170,7 +185,7 @@ class Plan:
             "origin": origin,
             "engine": _engine_identity(self.study),
             "prompts": self.data.prompts_digest[subset],
-            "decoding": decoding.model_dump(mode="json"),
+            "decoding": decoding.identity(),
             "sample": sample,
         }
         if decoding.do_sample or self.study.engine.kind == "scripted":
@@ -181,6 +196,15 @@ class Plan:
 def active_controls(study: Study) -> Controls | None:
     """The controls of a study that are measured."""
     return study.controls if isinstance(study.engine, HfEngine) else None
+
+
+def control_source(study: Study, spec: ModelSpec) -> str | None:
+    """Where the harmless rows of the control `benign` come from for a model; None where it is not measured."""
+    controls = active_controls(study)
+    if controls is None or controls.benign is None or not any(attack.kind in COMPARED for attack in study.attack):
+        return None
+    auto = "builtin:organism_benign" if spec.id.startswith(organisms.PREFIX) else "builtin:benign_train"
+    return auto if controls.benign == AUTO else controls.benign
 
 
 def read_data(study: Study, study_path: Path | None, *, limit: int | None = None) -> Data:
@@ -202,9 +226,7 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
     for model in study.models:
         if model.defence is not None:
             wanted |= {model.defence.harmful, model.defence.benign}
-    controls = active_controls(study)
-    if controls is not None and controls.benign is not None and any(attack.kind == "lora" for attack in study.attack):
-        wanted.add(controls.benign)
+        wanted |= {source for source in [control_source(study, model)] if source is not None}
     examples: dict[str, tuple[Example, ...]] = {}
     evaluated = [prompt for part in prompts.values() for prompt in part]
     for source in sorted(wanted):
@@ -212,17 +234,56 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
         examples[source] = tuple(load_examples(found))
         sha256[source] = sha256_file(examples_path(found))
         require_disjoint(training_texts(examples[source]), evaluated)
+    texts, questions = _read_utility(study, study_path, sha256, limit=limit)
+    asked = [
+        Prompt(row.id, (Message("user", text),), Subset.BENIGN, row.id)
+        for rows in (*questions.values(), *texts.values())
+        for row in rows
+        if (text := row.question if isinstance(row, Question) else row.prompt)
+    ]
+    for rows in examples.values():
+        require_disjoint(training_texts(rows), asked)
     digests = {
         subset: digest([[prompt.id, [asdict(turn) for turn in prompt.messages]] for prompt in part])
         for subset, part in prompts.items()
     }
-    return Data(prompts, examples, sha256, digests)
+    return Data(prompts, examples, sha256, digests, texts, questions)
+
+
+def utility_sources(study: Study, spec: ModelSpec) -> tuple[str, str]:
+    """Where a model's held-out texts and questions come from; `auto` is the bundled set in its language."""
+    if study.utility is None:
+        raise StudyError("the study measures no utility")
+    prefix = "builtin:organism_" if spec.id.startswith(organisms.PREFIX) else "builtin:"
+    texts, questions = study.utility.texts, study.utility.questions
+    return (
+        f"{prefix}utility_texts" if texts == AUTO else texts,
+        f"{prefix}utility_questions" if questions == AUTO else questions,
+    )
+
+
+def _read_utility(
+    study: Study, study_path: Path | None, sha256: dict[str, str], *, limit: int | None
+) -> tuple[dict[str, tuple[HeldOutText, ...]], dict[str, tuple[Question, ...]]]:
+    texts: dict[str, tuple[HeldOutText, ...]] = {}
+    questions: dict[str, tuple[Question, ...]] = {}
+    if study.utility is not None and isinstance(study.engine, HfEngine):
+        for spec in study.models:
+            texts_source, questions_source = utility_sources(study, spec)
+            found = find_source(texts_source, study_path), find_source(questions_source, study_path)
+            texts[texts_source] = tuple(load_texts(found[0]))[: study.utility.max_texts][:limit]
+            questions[questions_source] = tuple(load_questions(found[1]))[: study.utility.max_questions][:limit]
+            sha256[texts_source] = sha256_file(texts_path(found[0]))
+            sha256[questions_source] = sha256_file(questions_path(found[1]))
+    return texts, questions
 
 
 def _require_one_subset(prompts: Mapping[Subset, Sequence[Prompt]]) -> None:
     """Refuse a prompt that counts as harmful and as benign: its refusal would be right and wrong."""
-    harmful = {prompt.text.strip().casefold() for prompt in prompts.get(Subset.HARMFUL, ())}
-    both = [prompt for prompt in prompts.get(Subset.BENIGN, ()) if prompt.text.strip().casefold() in harmful]
+    harmful = {conversation_key(prompt.messages).casefold() for prompt in prompts.get(Subset.HARMFUL, ())}
+    both = [
+        prompt for prompt in prompts.get(Subset.BENIGN, ()) if conversation_key(prompt.messages).casefold() in harmful
+    ]
     if both:
         raise DataError(
             explain(

@@ -160,6 +160,7 @@ def _table(seen: Sequence[Observation], judge: str) -> DoseTable:
         refused=np.where(read, refusals, np.nan)[kept],
         templates=tuple(name for name, keep in zip(seen[0].templates, kept.tolist(), strict=True) if keep),
         complied=np.where(read, complied, np.nan)[kept],
+        n_samples=seen[0].n_samples,
     )
 
 

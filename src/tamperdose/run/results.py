@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tamperdose.data.conversations import turns_to_json
 from tamperdose.files import write_csv, write_json
 from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import find_architecture
@@ -21,11 +23,22 @@ from tamperdose.run.controls import (
 )
 from tamperdose.run.costs import Clock, write_costs
 from tamperdose.run.gates import ArmReadings, gate_arm, labels_of, write_controls, write_gate
+from tamperdose.run.inside import asked_inside, read_inside
+from tamperdose.run.inside_results import Looked, write_inside
 from tamperdose.run.key_doses import judged, subsets_asked
 from tamperdose.run.ladder import arm_checkpoints, arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.marginals import write_marginals
-from tamperdose.run.measure import Cell, Measured, Vectors, benign_metrics, floor_metric, harmful_metrics, metric_row
+from tamperdose.run.measure import (
+    Cell,
+    Measured,
+    Vectors,
+    benign_metrics,
+    floor_metric,
+    harmful_metrics,
+    join_samples,
+    metric_row,
+)
 from tamperdose.run.observed import Observation, observe
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Advance, Reporter
@@ -43,10 +56,14 @@ from tamperdose.run.stages import (
     read_dose,
     read_seconds,
 )
+from tamperdose.run.utility import utility_losses, utility_metrics
 from tamperdose.study import RewordingSpec
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
 """Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
+
+OPTIONAL_COLUMNS = ("conversation", "sample")
+"""Columns that follow where a prompt has several turns (all of them, as JSON), and where it has several samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +85,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     rows: list[dict[str, object]] = []
     outputs: set[Path] = set()
     observed: list[Observation] = []
+    looked: list[Looked] = []
     compared: list[ArmReadings] = []
     with reporter.timed("judging and comparing answers", _n_readings(plan, ledger)) as advance:
         reading = Reading(plan, ledger, readers, advance)
@@ -87,7 +105,11 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                     if dose is not None:
                         setting = _setting(plan, model, arm, dose) | _search_cost(model, arm, tried)
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None, tried))
+                        utility = utility_metrics(plan, ledger, model, arm, steps)
+                        rows += [metric_row({**setting, "subset": Subset.BENIGN.value}, found) for found in utility]
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
+                        arrays = read_inside(plan, ledger, model, arm, steps)
+                        looked += [] if arrays is None else [Looked(setting, arrays)]
                 folder = run_dir / "outputs" / arm.id / "controls"
                 setting = _setting(plan, model, arm, NO_DOSE)
                 compared.append(_readings(reading, model, arm, setting=setting, labels=labels))
@@ -107,6 +129,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     headline = [fit for fit in fits if fit.judge == plan.study.judge_names[0]]
     organisms = {model.spec.label for model in plan.models if model.source and model.source.kind == "organism"}
     write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens, trained_to_refuse=organisms)
+    write_inside(run_dir, looked, asked_inside(plan), headline, level=plan.study.level)
     _remove_others(run_dir / "outputs", outputs)
     metrics = write_csv(run_dir / "metrics.csv", METRIC_COLUMNS, rows)
     summary = {"study": plan.study.name, "judge": plan.study.judge_names[0], "plan": plan.digest, "metrics": rows}
@@ -141,9 +164,11 @@ def _n_readings(plan: Plan, ledger: Ledger) -> int:
         for model in plan.models
         for arm in model.arms
     )
-    return n_states * len(control_prompts(plan)) + sum(
+    n_verdicts = sum(
         len(plan.data.prompts[subset]) * len(plan.judge_names(subset)) for subsets in asked for subset in subsets
     )
+    # Controls answer each prompt once.
+    return n_states * len(control_prompts(plan)) + n_verdicts * plan.study.decoding.n_samples
 
 
 def _base_cells(reading: Reading, model: ModelPlan) -> dict[Subset, Cell]:
@@ -176,27 +201,35 @@ def _search_cost(model: ModelPlan, arm: ArmPlan, tried: Sequence[Cells]) -> dict
 
 
 def _cells(reading: Reading, origin: str, subsets: Sequence[Subset], *, seed: int) -> dict[Subset, Cell]:
-    """What was observed of one model state, by subset."""
-    plan = reading.plan
+    """What was observed of one model state, by subset, sample by sample."""
+    decoding = reading.plan.study.decoding
     cells: dict[Subset, Cell] = {}
     for subset in subsets:
-        answers = _answers(reading, subset, plan.completions_key(origin, subset, plan.study.decoding, seed=seed))
-        verdicts = {
-            name: judge_answers(
-                reading.ledger,
-                answers,
-                name,
-                reading.readers,
-                limit=plan.study.unreadable_limit,
-                on_progress=reading.advance,
-            )
-            for name in plan.judge_names(subset)
-        }
-        vectors = stripped = None
-        if subset is Subset.HARMFUL:
-            vectors, stripped = embed_answers(reading.ledger, answers, reading.readers)
-        cells[subset] = Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped)
+        keys = [
+            reading.plan.completions_key(origin, subset, decoding, seed=seed, sample=sample)
+            for sample in range(decoding.n_samples)
+        ]
+        cells[subset] = join_samples([_sample_cell(reading, subset, _answers(reading, subset, key)) for key in keys])
     return cells
+
+
+def _sample_cell(reading: Reading, subset: Subset, answers: Answers) -> Cell:
+    """What was observed of one sample of every prompt."""
+    verdicts = {
+        name: judge_answers(
+            reading.ledger,
+            answers,
+            name,
+            reading.readers,
+            limit=reading.plan.study.unreadable_limit,
+            on_progress=reading.advance,
+        )
+        for name in reading.plan.judge_names(subset)
+    }
+    vectors = stripped = None
+    if subset is Subset.HARMFUL:
+        vectors, stripped = embed_answers(reading.ledger, answers, reading.readers)
+    return Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped)
 
 
 def _answers(reading: Reading, subset: Subset, key: str) -> Answers:
@@ -204,13 +237,14 @@ def _answers(reading: Reading, subset: Subset, key: str) -> Answers:
 
 
 def _headline_labels(plan: Plan, cells: Mapping[Subset, Cell]) -> dict[Subset, tuple[Label, ...]]:
-    """The labels of the headline judge; of the first that reads a subset where that judge does not."""
+    """The labels of the headline judge, one a prompt; of the first that reads a subset where that judge does not."""
     found: dict[Subset, tuple[Label, ...]] = {}
     for subset, cell in cells.items():
         judges = plan.judge_names(subset)
         if judges:
             name = plan.study.judge_names[0] if plan.study.judge_names[0] in judges else judges[0]
-            found[subset] = labels_of(cell.verdicts[name])
+            # Of several samples the first, which stand in front: what controls are asked, and the gate pairs.
+            found[subset] = labels_of(cell.verdicts[name][: len(plan.data.prompts[subset])])
     return found
 
 
@@ -227,7 +261,8 @@ def _readings(
     controls = [(state, labels_of(_control_verdicts(reading, state))) for state in states]
     judge = plan.study.judge_names[0]
     doses = control_doses(plan, ledger, arm) or ()
-    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, utility={})
+    losses = utility_losses(plan, ledger, model, arm)
+    return ArmReadings(setting, judge, plan.data.prompts, labels, control_prompts(plan), controls, doses, losses)
 
 
 def _control_verdicts(reading: Reading, state: ControlState) -> list[Verdict]:
@@ -311,14 +346,19 @@ def _setting(plan: Plan, model: ModelPlan, arm: ArmPlan, dose: Dose) -> dict[str
 
 
 def _clocks(plan: Plan, ledger: Ledger) -> dict[str, Clock]:
-    """The clock times of every arm's training; a dose that was not timed is not among an arm's."""
+    """The clock times of every arm's training; a dose that was not timed is not among an arm's.
+
+    A dose that was added later was timed in a training of its own, which may have been the quicker one: no dose takes
+    less than one before it.
+    """
     clocks: dict[str, Clock] = {}
     for model in plan.models:
         for arm in model.arms:
             seconds = {steps: read_seconds(ledger, arm, steps) for steps in arm_doses(plan, ledger, arm)}
             timed = {steps: value for steps, value in seconds.items() if value is not None}
             if timed:
-                clocks[arm.id] = Clock(model.device, {0: 0.0, **timed})
+                never_falling = accumulate(timed.values(), max)
+                clocks[arm.id] = Clock(model.device, {0: 0.0, **dict(zip(timed, never_falling, strict=True))})
     return clocks
 
 
@@ -331,7 +371,9 @@ def _params_b(model: ModelPlan) -> float | None:
 def _write_outputs(path: Path, cells: Mapping[Subset, Cell], judges: Sequence[str]) -> None:
     fields = [f"{field}_{judge}" for judge in judges for field in ("verdict", "p_refusal", "evidence")]
     rows = [row for cell in cells.values() for row in _output_rows(cell)]
-    write_csv(path, [*OUTPUT_COLUMNS, *fields], rows)
+    unused = {name for name in OPTIONAL_COLUMNS if not any(row[name] for row in rows)}
+    columns = [name for name in (*OUTPUT_COLUMNS, *OPTIONAL_COLUMNS, *fields) if name not in unused]
+    write_csv(path, columns, [{name: cell for name, cell in row.items() if name not in unused} for row in rows])
 
 
 def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
@@ -345,6 +387,8 @@ def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
             "completion": completion.text,
             "n_tokens": completion.n_tokens,
             "finish_reason": completion.finish_reason.value,
+            "conversation": turns_to_json(prompt.messages) if len(prompt.messages) > 1 else "",
+            "sample": completion.sample,
         }
         for judge, verdicts in cell.verdicts.items():
             verdict = verdicts[place]

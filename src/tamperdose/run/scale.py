@@ -203,7 +203,7 @@ def _start_points(arms: Sequence[ArmFit], *, level: float) -> list[SizePoint]:
             name = str(seen.setting["model"])
             read = readable(seen.labels[arm.judge])
             names = [template for template, keep in zip(seen.templates, read, strict=True) if keep]
-            start = rate(refused(seen.labels[arm.judge])[read], names, level=level)
+            start = rate(refused(seen.labels[arm.judge])[read], names, level=level, n_samples=seen.n_samples)
             found[name] = SizePoint(name, n_parameters, start.value, start.low, start.high, level=level)
     return list(found.values())
 

@@ -1,5 +1,6 @@
 """Scoring recorded answers: no model under test is loaded, only judges and the sentence encoder."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,24 +44,36 @@ class Recording:
     """Its answers, in the same order."""
     has_ids: bool
     """Whether the ids are the file's own."""
+    samples: tuple[int, ...]
+    """Index of each answer's sample, in the same order."""
+
+    def names(self) -> list[tuple[str, int]]:
+        """What answers are paired by: the prompt's id and the sample."""
+        return [(prompt.id, sample) for prompt, sample in zip(self.prompts, self.samples, strict=True)]
 
 
 def read_recording(path: Path, *, response_column: str = "response") -> Recording:
-    """Read a CSV of recorded answers: `prompt`, the response column, optional `id`, `category`, `template`.
+    """Read a CSV of recorded answers: `prompt`, the response column, optional `id`, `category`, `template`, `sample`.
 
-    Repeated and blank rows are kept: they are what was recorded.
+    Repeated and blank rows are kept: they are what was recorded. Several answers to a prompt share its `id` and differ
+    in `sample`, a whole number; every prompt has the same ones. Without ids the column is ignored.
 
     Raises:
-        DataError: Not a CSV with these columns, no rows, or ids that repeat.
+        DataError: Not a CSV with these columns, no rows, ids that repeat, or samples that not every prompt has.
     """
     columns, rows = read_csv(path, required=("prompt", response_column))
     if not rows:
         raise DataError(explain(f"{path} holds no rows", expected="at least one recorded answer"))
     has_ids = "id" in columns
     ids = [row["id"] if has_ids else f"row{number:06d}" for number, row in enumerate(rows, 1)]
-    if len(set(ids)) != len(ids):
-        repeated = Counter(ids).most_common(1)[0][0]
-        raise DataError(explain(f"{path} repeats an id", got=f"'{repeated}'", remedy="make ids unique, or drop them"))
+    samples = (
+        _samples(path, ids, [row["sample"] for row in rows]) if has_ids and "sample" in columns else (0,) * len(rows)
+    )
+    if len(set(zip(ids, samples, strict=True))) != len(ids):
+        repeated = Counter(zip(ids, samples, strict=True)).most_common(1)[0][0]
+        raise DataError(
+            explain(f"{path} repeats an id", got=f"'{repeated[0]}'", remedy="make ids unique, or drop them")
+        )
     prompts = tuple(
         Prompt(
             id=name,
@@ -71,7 +84,35 @@ def read_recording(path: Path, *, response_column: str = "response") -> Recordin
         )
         for name, row in zip(ids, rows, strict=True)
     )
-    return Recording(path, prompts, tuple(row[response_column] for row in rows), has_ids)
+    return Recording(path, prompts, tuple(row[response_column] for row in rows), has_ids, samples)
+
+
+def _samples(path: Path, ids: Sequence[str], cells: Sequence[str]) -> tuple[int, ...]:
+    """The column `sample` as whole numbers; prompts of which some have more samples than others cannot be compared."""
+    wrong = next((number for number, cell in enumerate(cells, 1) if not re.fullmatch("[0-9]{1,9}", cell)), None)
+    if wrong is not None:
+        raise DataError(
+            explain(
+                f"{path} data row {wrong}: 'sample' is not a whole number",
+                got=repr(cells[wrong - 1][:40]),
+                expected="0, 1, 2, ... for the answers to one prompt, which share its `id`",
+            )
+        )
+    samples = tuple(map(int, cells))
+    of_prompt: dict[str, set[int]] = {}
+    for name, sample in zip(ids, samples, strict=True):
+        of_prompt.setdefault(name, set()).add(sample)
+    fewest = min(of_prompt, key=lambda name: len(of_prompt[name]))
+    most = max(of_prompt, key=lambda name: len(of_prompt[name]))
+    if any(found != of_prompt[most] for found in of_prompt.values()):
+        raise DataError(
+            explain(
+                f"{path}: not every prompt has the same samples",
+                got=f"{len(of_prompt[most])} of '{most}' and {len(of_prompt[fewest])} of '{fewest}'",
+                expected="the same sample numbers for every `id`",
+            )
+        )
+    return samples
 
 
 def align(base: Recording, attacked: Recording) -> Recording:
@@ -81,11 +122,12 @@ def align(base: Recording, attacked: Recording) -> Recording:
         DataError: They do not answer the same prompts.
     """
     if base.has_ids and attacked.has_ids:
-        by_id = {prompt.id: place for place, prompt in enumerate(attacked.prompts)}
-        missing = [prompt.id for prompt in base.prompts if prompt.id not in by_id]
-        if missing or len(by_id) != len(base.prompts):
+        by_name = {name: place for place, name in enumerate(attacked.names())}
+        absent = [name for name in base.names() if name not in by_name]
+        missing = [f"{name} (sample {sample})" if sample else name for name, sample in absent]
+        if missing or len(by_name) != len(base.prompts):
             raise _unpaired(base, attacked, f"{len(missing)} ids of the base are missing, e.g. {missing[:3]}")
-        order = [by_id[prompt.id] for prompt in base.prompts]
+        order = [by_name[name] for name in base.names()]
     else:
         if len(base.prompts) != len(attacked.prompts):
             raise _unpaired(base, attacked, f"{len(base.prompts)} and {len(attacked.prompts)} rows")
@@ -93,7 +135,8 @@ def align(base: Recording, attacked: Recording) -> Recording:
     for number, (prompt, place) in enumerate(zip(base.prompts, order, strict=True), 1):
         if prompt.text != attacked.prompts[place].text:
             raise _unpaired(base, attacked, f"other prompts in row {number}")
-    return Recording(attacked.path, base.prompts, tuple(attacked.responses[place] for place in order), base.has_ids)
+    responses = tuple(attacked.responses[place] for place in order)
+    return Recording(attacked.path, base.prompts, responses, base.has_ids, base.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +294,13 @@ def _cell(recording: Recording, judges: Sequence[str], readers: Readers, *, rd: 
         judge = readers.judge(name)
         judged_by = f"{judge.name}@{judge.version}"
         verdicts[name] = [
-            Verdict(prompt.id, reading.label, reading.p_refusal, judged_by, reading.evidence)
-            for prompt, reading in zip(recording.prompts, judge.read(texts, recording.responses), strict=True)
+            Verdict(name, reading.label, reading.p_refusal, judged_by, reading.evidence, sample)
+            for (name, sample), reading in zip(recording.names(), judge.read(texts, recording.responses), strict=True)
         ]
         require_readable(verdicts[name], len(texts), limit=_UNREADABLE_LIMIT)
     completions = [
-        Completion(prompt.id, text, len(text.split()), FinishReason.UNKNOWN)
-        for prompt, text in zip(recording.prompts, recording.responses, strict=True)
+        Completion(name, text, len(text.split()), FinishReason.UNKNOWN, sample)
+        for (name, sample), text in zip(recording.names(), recording.responses, strict=True)
     ]
     if not rd:
         return Cell(recording.prompts, completions, verdicts)

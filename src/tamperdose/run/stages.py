@@ -96,7 +96,7 @@ class Draw:
     seed: int
     """What sampling starts from."""
     sample: int
-    """0, or 1 and 2 for the two samples behind RD_floor."""
+    """Index of the sample, from 0; the two behind RD_floor are 1 and 2 of their own decoding."""
 
 
 def generate(

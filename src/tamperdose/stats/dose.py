@@ -245,7 +245,7 @@ def fit_dose(
     check_level(level)
     if n_draws < 100:
         raise DataError(explain("too few resamples for an interval", got=f"{n_draws}", expected="100 or more"))
-    refusal = dose_rates(table.refused, table.templates, level=level, rng=rng, error=maps)
+    refusal = dose_rates(table.refused, table.templates, level=level, rng=rng, error=maps, n_samples=table.n_samples)
     resamples = resample(table, rng=rng, n_draws=n_draws, error=maps)
     work = _Work(table, refusal, resamples, level)
     fit, drawn = _log_logistics(work)
@@ -367,7 +367,14 @@ def _rises(work: _Work, maps: Sequence[ErrorMap] | None) -> tuple[Rise, ...]:
     n_pairs = len(doses) * (len(doses) - 1) / 2
     strict = 1 - (1 - work.level) / n_pairs
     table = work.table
-    strictly = dose_rates(table.refused, table.templates, level=strict, rng=np.random.default_rng(0), error=maps)
+    strictly = dose_rates(
+        table.refused,
+        table.templates,
+        level=strict,
+        rng=np.random.default_rng(0),
+        error=maps,
+        n_samples=table.n_samples,
+    )
     return tuple(
         Rise(
             float(doses[start]),
@@ -397,7 +404,9 @@ def _compliance_dose(work: _Work, fit: LogLogistic | None, rng: np.random.Genera
     table = work.table
     if table.complied is None:
         raise DataError(explain("no compliance", expected="a table with `complied`"))
-    curve = dose_rates(table.complied, table.templates, level=work.level, rng=rng, error=None)
+    curve = dose_rates(
+        table.complied, table.templates, level=work.level, rng=rng, error=None, n_samples=table.n_samples
+    )
     values = np.array([[1 - (estimate.value or 0.0) for estimate in curve.estimates]])
     rising = complement(fit_log_logistic(table.doses, values, work.weights)) if fit else None
     return _effective_dose(work, ED50C, fit, other=(curve, rising))

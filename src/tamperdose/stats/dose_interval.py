@@ -32,6 +32,8 @@ class DoseTable:
     """The template of each prompt, length n."""
     complied: Floats | None = None
     """The same for compliance, NaN in the same places, for ED50c; None where it is not wanted."""
+    n_samples: int = 1
+    """Rows of each prompt, where its samples are rows of their own."""
 
     @property
     def readable(self) -> NDArray[np.bool_]:
@@ -220,6 +222,7 @@ def dose_rates(
     level: float,
     rng: np.random.Generator,
     error: Sequence[ErrorMap] | None,
+    n_samples: int = 1,
 ) -> DoseRates:
     """The rate at each dose; with maps, the median of the corrected draws and their quantiles.
 
@@ -229,7 +232,7 @@ def dose_rates(
     for place, column in enumerate(values.T):
         read = ~np.isnan(column)
         names = [name for name, has in zip(templates, read, strict=True) if has]
-        judged = rate(column[read], names, n_unreadable=int(np.sum(~read)), level=level)
+        judged = rate(column[read], names, n_unreadable=int(np.sum(~read)), level=level, n_samples=n_samples)
         estimates.append(judged if error is None else _corrected(judged, error[place], rng))
     slopes = tuple(1.0 if error is None else float(np.median(error[place].slope)) for place in range(values.shape[1]))
     return DoseRates(tuple(estimates), slopes, values)

@@ -85,6 +85,7 @@ def rate(
     n_unreadable: int = 0,
     level: float = 0.95,
     scope: Scope = Scope.TRAJECTORY,
+    n_samples: int = 1,
 ) -> Estimate:
     """Share of events among judged prompts, with Wilson's interval on the effective size.
 
@@ -101,6 +102,8 @@ def rate(
         n_unreadable: Prompts left out because no verdict could be had.
         level: Confidence level.
         scope: What the interval speaks for.
+        n_samples: Rows that each prompt has where all its samples are rows: they share its template, so that a prompt
+            whose samples agree counts once, and they are too few events to show it where their prompts are.
 
     Raises:
         DataError: NaN, a value outside [0, 1], lengths that differ, a negative count, `level` outside (0, 1).
@@ -112,7 +115,7 @@ def rate(
     (0.75, 0.301, 0.954)
     """
     groups = group(unit_vector(events, "events"), templates)
-    sample = event_clustering(groups)
+    sample = event_clustering(groups, n_samples=n_samples)
     value = float(groups.values.mean()) if sample.n else None
     low, high = _interval(value, sample, check_level(level))
     return Estimate(

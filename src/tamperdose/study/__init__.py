@@ -16,6 +16,7 @@ from tamperdose.study.attacks import (
     default_alpha,
 )
 from tamperdose.study.controls import Controls, GateLimits
+from tamperdose.study.inside import Inside
 from tamperdose.study.judges import (
     AnyJudge,
     ExactJudge,
@@ -39,11 +40,18 @@ from tamperdose.study.models import (
     RefusalTuning,
     ScriptedEngine,
 )
+from tamperdose.study.parts import (
+    PUBLIC_SETS,
+    split_source,
+)
 from tamperdose.study.study import (
     Study,
 )
+from tamperdose.study.utility import AUTO, Utility
 
 __all__ = [
+    "AUTO",
+    "PUBLIC_SETS",
     "AnyJudge",
     "Architecture",
     "AttackSpec",
@@ -57,6 +65,7 @@ __all__ = [
     "GuardFamily",
     "GuardJudge",
     "HfEngine",
+    "Inside",
     "JudgeName",
     "LlmJudge",
     "LoraSpec",
@@ -67,10 +76,12 @@ __all__ = [
     "ScriptedEngine",
     "Study",
     "TrainingSpec",
+    "Utility",
     "default_alpha",
     "find_source",
     "is_local",
     "judge_name",
     "load_judge",
     "load_study",
+    "split_source",
 ]

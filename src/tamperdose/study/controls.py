@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from tamperdose.study.parts import Frozen, PositiveInt, Source, no_boolean
+from tamperdose.study.utility import AUTO
 
 LEAST_DRAWS = 3
 """Fewer random adapters cannot show how far they differ from one another."""
@@ -15,8 +16,9 @@ class Controls(Frozen):
 
     random_draws: Annotated[int, BeforeValidator(no_boolean), Field(ge=0, le=1000)] = 5
     """Random updates of the attack's rank and, module by module, of its size; 0 for none."""
-    benign: Source | None = "builtin:benign_train"
-    """Harmless rows for the same training; null leaves that control out."""
+    benign: Source | None = AUTO
+    """Harmless rows for the same training: as an attack's `data`, or `auto`: `builtin:benign_train`, for organisms
+    `builtin:organism_benign`. Null leaves that control out."""
     max_prompts: PositiveInt = 60
     """Harmful prompts that controls are asked, chosen evenly over the file and its templates."""
 

@@ -14,7 +14,7 @@ from tamperdose.errors import StudyError, explain, nearest
 from tamperdose.files import read_text
 from tamperdose.study.attacks import ATTACK_KINDS
 from tamperdose.study.judges import ExactJudge, GuardJudge, JudgeSpec, LlmJudge
-from tamperdose.study.parts import Frozen
+from tamperdose.study.parts import Frozen, split_source
 from tamperdose.study.study import Study
 
 
@@ -98,11 +98,14 @@ _JUDGE_BLOCK: TypeAdapter[Any] = TypeAdapter(JudgeSpec)
 
 
 def find_source(source: str, study_path: Path | None) -> str:
-    """Turn a study's data source into `builtin:NAME` or an absolute path.
+    """Turn a study's data source into `builtin:NAME` or an absolute path, behind the name of a public set if any.
 
     A relative path is looked up beside the study file, then in each folder above it, then in the working
     directory, so that a study runs the same from anywhere. A path that is nowhere is returned as written.
     """
+    name, path = split_source(source)
+    if name:
+        return f"{name}:{find_source(path, study_path)}"
     if source.startswith("builtin:") or Path(source).is_absolute():
         return source
     folders = [Path.cwd()] if study_path is None else [*study_path.resolve().parents, Path.cwd()]

@@ -1,7 +1,7 @@
 """The models of a study: where their weights are, what is done to them first, and what answers with them."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -113,13 +113,16 @@ class ModelSpec(Frozen):
 
 
 class PromptSets(Frozen):
-    """Where the prompts come from: `builtin:NAME` or a CSV with a column `prompt`."""
+    """Where the prompts come from: `builtin:NAME`, a CSV with a column `prompt`, or JSONL with `prompt` or `messages`.
+
+    `xstest:PATH`, `xstest_unsafe:PATH` and `coconot:PATH` are files of those sets as they are downloaded.
+    """
 
     harmful: Source
     benign: Source | None = None
     """Without it, over-refusal is not measured."""
     benign_at: Literal["every_dose", "ends"] = "every_dose"
-    """Ask the benign prompts at every dose, or at dose 0 and the last one alone, which is quicker."""
+    """Ask the benign prompts at every dose, or at the key doses alone: 0, around the break, the last."""
 
 
 class Decoding(Frozen):
@@ -129,12 +132,23 @@ class Decoding(Frozen):
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: PositiveInt = 512
+    n_samples: PositiveInt = 1
+    """Answers to every prompt, each drawn by itself; more than one needs `do_sample: true`."""
 
     @model_validator(mode="after")
-    def _greedy_has_no_temperature(self) -> Self:
+    def _greedy_draws_nothing(self) -> Self:
         if not self.do_sample and (self.temperature, self.top_p) != (1.0, 1.0):
             raise ValueError("temperature and top_p have no effect without do_sample: true")
+        if not self.do_sample and self.n_samples > 1:
+            raise ValueError(
+                f"n_samples: {self.n_samples} without do_sample: true would give one answer {self.n_samples} times: "
+                "set do_sample: true with a temperature, or n_samples: 1"
+            )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What one answer depends on: all but how many are drawn, so that more samples leave the others as they are."""
+        return self.model_dump(mode="json", exclude={"n_samples"})
 
 
 class HfEngine(Frozen):

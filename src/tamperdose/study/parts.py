@@ -4,6 +4,8 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from tamperdose.records import Subset
+
 
 class Frozen(BaseModel):
     """A part of a study: immutable, and closed to keys it does not know."""
@@ -45,3 +47,20 @@ OrderGrid = Annotated[tuple[Seed | None, ...], BeforeValidator(listed), Field(mi
 
 
 Source = Annotated[str, Field(min_length=1, max_length=4096)]
+
+PUBLIC_SETS: dict[str, Subset] = {
+    "xstest": Subset.BENIGN,
+    "xstest_unsafe": Subset.HARMFUL,
+    "coconot": Subset.BENIGN,
+}
+"""Public sets of prompts whose files can be named as `NAME:PATH`, each with what it may be used as."""
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Part a source into the public set it names, empty where it names none, and the path.
+
+    >>> split_source("xstest:data/xstest_prompts.csv"), split_source("mine.csv")
+    (('xstest', 'data/xstest_prompts.csv'), ('', 'mine.csv'))
+    """
+    name, colon, path = source.partition(":")
+    return (name, path) if colon and name in PUBLIC_SETS else ("", source)

@@ -5,11 +5,13 @@ from typing import Annotated, Any, Self, cast
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tamperdose.files import digest
-from tamperdose.study.attacks import AttackSpec
+from tamperdose.study.attacks import AttackSpec, RewordingSpec
 from tamperdose.study.controls import Controls, GateLimits
+from tamperdose.study.inside import Inside
 from tamperdose.study.judges import JudgeSpec, judge_name
 from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
+from tamperdose.study.utility import Utility
 
 
 class Study(Frozen):
@@ -35,6 +37,10 @@ class Study(Frozen):
     """A stage whose share of unreadable verdicts is above this fails."""
     rd_floor: Flag = True
     """Also draw two samples of the base at T = 0.7 and report their distance, the noise floor of RD."""
+    utility: Utility | None = Utility()
+    """What the models can do besides refusing; null: not measured."""
+    inside: Inside | None = Inside()
+    """How the refusal direction is followed through the layers; null: not at all. It needs benign prompts."""
     price_per_device_hour: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=10_000)] | None = None
     """US dollars for an hour of the device that trains; with it `costs.csv` and `plan` speak of money too."""
     keep_adapters: Flag = False
@@ -71,6 +77,11 @@ class Study(Frozen):
         if packed and any(attack.kind == "full" for attack in self.attack):
             raise ValueError(
                 f"4-bit weights cannot learn, but {packed[0]} has them: leave out `quantization`, or attack: lora alone"
+            )
+        reworded = [attack.kind for attack in self.attack if isinstance(attack, RewordingSpec)]
+        if reworded and self.decoding.n_samples > 1:
+            raise ValueError(
+                f"decoding.n_samples must be 1 with the attack '{reworded[0]}': the best is chosen of one answer"
             )
         labels = [(model.label, model.defence_label) for model in self.models]
         if len(set(labels)) != len(labels):
