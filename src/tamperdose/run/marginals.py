@@ -113,8 +113,13 @@ def marginal_rows(observations: Sequence[Observation], fits: Sequence[ArmFit], *
 
 
 def list_factors(observations: Sequence[Observation]) -> list[Factor]:
-    """The settings of which the arms have several values, each with its arms."""
+    """The settings of which the arms have several values, each with its arms; none over several kinds of attack.
+
+    A step of one kind is not a step of another, and hardly a setting is common to them.
+    """
     arms = [tuple(arm) for arm in grouped(observations, ("study", "arm"))]
+    if len({arm[0].setting.get("attack") for arm in arms}) > 1:
+        return []
     names = [name for name in FACTORS if len({level_text(arm[0].setting.get(name)) for arm in arms}) > 1]
     return [_factor(name, arms, [other for other in names if other != name]) for name in names]
 
