@@ -111,6 +111,9 @@ class PlantedBackend:
         change = Path(checkpoint.adapter).stem.split("_")[0]
         return nullcontext(Planted(self.says, change, checkpoint.dose.steps))
 
+    def look_inside(self, *_: object, **__: object) -> None:
+        """There is nothing inside."""
+
     def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
         """Noise knows nothing; every other change costs one text in ten a little."""
         change, dose = ("base", 0) if checkpoint is None else ("attack", checkpoint.dose.steps)

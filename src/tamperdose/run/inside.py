@@ -125,7 +125,7 @@ def read_inside(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan, step
 def _put(ledger: Ledger, key: str, arrays: Mapping[str, NDArray[Any]], inputs: Mapping[str, Any]) -> None:
     # Products are differences of large numbers; the others stand rounding.
     kept = {name: np.ascontiguousarray(rows, _dtype(name)) for name, rows in arrays.items()}
-    ledger.put(STAGE, key, lambda path: save_file(kept, path), suffix=".safetensors", inputs=inputs)
+    ledger.put(STAGE, key, lambda path: save_file(kept, path), suffix=".inside", inputs=inputs)
 
 
 def _dtype(name: str) -> type[np.floating[Any]]:
