@@ -201,7 +201,7 @@ def test_a_changed_limit_makes_nothing_run_again(gated: Any, monkeypatch: pytest
     folder = gated(collapse, PROBES)
     monkeypatch.setattr(PlantedBackend, "generator", None)
     monkeypatch.setattr(PlantedBackend, "attack", None)
-    run_study(folder.parent / "study.yaml", "gate.did=0.99", "gate.degeneration=0.01")
+    run_study(folder.parent / "study.yaml", "inside=null", "gate.did=0.99", "gate.degeneration=0.01")
     gate = gate_of(folder)
     assert gate[2, "degeneration"]["status"] == "undecided"
     assert gate[2, "did"]["verdict"] == "undecided"
