@@ -35,7 +35,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
-demo: setup  ## Run the demo study on the embedded model: offline, two cores, under 10 minutes.
+demo: setup  ## Run the demo study on the embedded model: offline, a quarter of an hour on two slow cores.
 	$(BIN)/tamperdose run $(DEMO)/study.yaml
 
 ladder: setup  ## Organisms of six sizes, trained here, attacked with three seeds: truth is known; under 20 minutes.
