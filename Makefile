@@ -35,10 +35,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
-demo: setup  ## Run the demo study on the embedded model: offline, a quarter of an hour on two slow cores.
+demo: setup  ## Run the demo study on the embedded model: offline, two cores.
 	$(BIN)/tamperdose run $(DEMO)/study.yaml
 
-ladder: setup  ## Organisms of six sizes, trained here, attacked with three seeds: truth is known; under 20 minutes.
+ladder: setup  ## Organisms of six sizes, trained here, attacked with three seeds: truth is known; about half an hour.
 	$(BIN)/tamperdose run $(LADDER)/study.yaml
 
 ladder-full: setup  ## The same with two independently trained bases for each size; about twice as long.
@@ -54,7 +54,7 @@ check: setup  ## Lint, types, import layers, fast tests.
 test: setup  ## All tests that run without a GPU.
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not gpu"
 
-bench: setup  ## Speed and memory against plain transformers, of the judge and of the audit, under 30 minutes.
+bench: setup  ## Speed and memory against plain transformers, of the judge and of the audit; about half an hour.
 	$(BIN)/python benchmarks/bench.py
 
 bench-gpu: setup  ## A 7B model through the whole path on one GPU, under 4 minutes; needs 20 GB of disk.

@@ -1,11 +1,11 @@
 """Load what utility is measured on: held-out texts and multiple-choice questions, each from a JSON-lines file."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from tamperdose.data.conversations import read_text_field
 from tamperdose.data.sources import excerpt, questions_path, texts_path
 from tamperdose.errors import DataError, explain, nearest
 from tamperdose.files import digest, read_jsonl
@@ -15,7 +15,6 @@ QUESTION_KEYS = ("id", "question", "choices", "answer", "category")
 
 _TEXT_FORM = '{"text": ...}, with "prompt" where the text is the answer to one'
 _QUESTION_FORM = '{"question": ..., "choices": [..., ...], "answer": one of the choices}'
-_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 _SHOWN = 5
 
 
@@ -151,24 +150,7 @@ def _id(record: dict[str, Any], default: str, where: str) -> str:
 
 
 def _text(record: dict[str, Any], key: str, where: str, *, form: str) -> str:
-    if key not in record:
-        keys = ", ".join(excerpt(name, 30) for name in record) or "no keys"
-        raise DataError(explain(f"{where}: '{key}' is missing", got=keys, expected=form))
-    value = record[key]
-    if not isinstance(value, str):
-        got = f"{type(value).__name__} {excerpt(repr(value))}"
-        raise DataError(explain(f"{where}: '{key}' is not a text", got=got, expected=form))
-    if not value.strip():
-        raise DataError(explain(f"{where}: '{key}' is empty", expected=form))
-    if _UNWRITABLE.search(value):
-        raise DataError(
-            explain(
-                f"{where}: '{key}' cannot be written as UTF-8 text",
-                got=r"a NUL (\u0000) or half of a surrogate pair (\ud800 to \udfff)",
-                remedy="the text was cut inside a character or is damaged; export it again",
-            )
-        )
-    return value
+    return read_text_field(record, key, where, forms=form, purpose=form)
 
 
 def _reject_repeats(path: Path, key: str, values: Sequence[str]) -> None:

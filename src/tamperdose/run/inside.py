@@ -60,8 +60,11 @@ def asked_inside(plan: Plan) -> Asked | None:
 
 
 def inside_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:
-    """The doses of an arm, above 0, at which its inside is looked at: all, or the key ones once these are settled."""
-    if asked_inside(plan) is None or plan.study.inside is None:
+    """The doses of an arm, above 0, at which its inside is looked at: all, or the key ones once these are settled.
+
+    None of a search over rewordings: the model is the base, and which words it is asked in differs by prompt.
+    """
+    if asked_inside(plan) is None or plan.study.inside is None or arm.keeps_best:
         return ()
     if plan.study.inside.at == "all":
         return arm_doses(plan, ledger, arm)
