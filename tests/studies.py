@@ -11,7 +11,6 @@ import yaml
 from numpy.typing import NDArray
 
 from tamperdose.files import write_csv, write_text
-from tamperdose.models.vectors import TogetherEmbedder
 from tamperdose.run.local import run_plan
 from tamperdose.run.plan import Plan, make_plan, read_data
 from tamperdose.run.progress import Reporter
@@ -41,8 +40,8 @@ def use_stub_embedder() -> None:
     Readers.embedder = stub_embedder  # type: ignore[method-assign]
 
 
-def stub_embedder(_: Readers) -> TogetherEmbedder:
-    return TogetherEmbedder(StubEmbedder())
+def stub_embedder(_: Readers) -> StubEmbedder:
+    return StubEmbedder()
 
 
 def write_study(folder: Path, *, n_prompts: int = 6, **changes: Any) -> Path:

@@ -3,10 +3,10 @@ import importlib.util
 import os
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tamperdose.errors import ModelError
 from tamperdose.models import embed
@@ -19,28 +19,59 @@ REFERENCE = os.environ.get("TAMPERDOSE_REFERENCE_DATA")
 class Recording:
     """Stands in for SentenceTransformer: remembers what it was asked, and embeds a text by its length."""
 
+    device = torch.device("cpu")
+    max_seq_length = 256
+
     def __init__(self, value: float = 1.0) -> None:
         self.asked: list[list[str]] = []
+        self.shapes: set[tuple[int, ...]] = set()
         self.value = value
+        self.tokenizer = self
 
-    def encode(self, texts: list[str], **settings: Any) -> np.ndarray:
+    pad_token_id = 0
+
+    def __call__(self, texts: list[str], *, truncation: bool, max_length: int) -> dict[str, list[list[int]]]:
+        assert truncation
         self.asked.append(texts)
-        assert settings["normalize_embeddings"]
-        assert not settings["show_progress_bar"]
-        rows = np.zeros((len(texts), DIMENSION), dtype=np.float32)
-        rows[np.arange(len(texts)), [len(text) for text in texts]] = self.value
-        return rows
+        return {"input_ids": [[1, *map(ord, text)][:max_length] for text in texts]}
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert ((batch["input_ids"] != 0) == (batch["attention_mask"] == 1)).all()
+        self.shapes.add(tuple(batch["input_ids"].shape))
+        lengths = batch["attention_mask"].sum(dim=1) - 1
+        rows = torch.zeros((len(lengths), DIMENSION))
+        rows[torch.arange(len(lengths)), lengths] = 7 * self.value
+        return {"sentence_embedding": rows}
 
 
 def _embedder(model: Recording) -> Embedder:
     return Embedder(model, "recording")  # type: ignore[arg-type]
 
 
-def test_identical_texts_are_embedded_once_and_order_is_kept() -> None:
+def test_no_text_is_embedded_twice_and_order_is_kept() -> None:
     model = Recording()
-    rows = _embedder(model).embed(["bb", "a", "bb", "", "a"])
-    assert model.asked == [["bb", "a", ""]]
+    embedder = _embedder(model)
+    rows = embedder.embed(["bb", "a", "bb", "", "a"])
     assert rows.argmax(axis=1).tolist() == [2, 1, 2, 0, 1]
+    assert embedder.embed(["", "ccc", "a"]).argmax(axis=1).tolist() == [0, 3, 1]
+    assert model.asked == [["bb", "a", ""], ["ccc"]]
+    assert (np.linalg.norm(rows, axis=1) == 1).all()
+
+
+def test_shapes_follow_from_the_lengths_alone() -> None:
+    model = Recording()
+    rows = _embedder(model).embed(["x" * n for n in range(1, 40)])
+    assert rows.argmax(axis=1).tolist() == list(range(1, 40))
+    assert model.shapes == {(embed._ROWS_CPU, length) for length in (8, 16, 24, 32, 40)}
+
+
+def test_the_oldest_vectors_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "_MAX_KNOWN", 2)
+    model = Recording()
+    embedder = _embedder(model)
+    assert embedder.embed(["a", "bb", "ccc"]).argmax(axis=1).tolist() == [1, 2, 3]
+    embedder.embed(["ccc", "a", "bb"])
+    assert model.asked == [["a", "bb", "ccc"], ["a"]]
 
 
 def test_no_texts() -> None:
@@ -120,6 +151,16 @@ def test_unit_length_and_empty_text(embedder: Embedder, capfd: pytest.CaptureFix
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(6), abs=1e-5)
     assert (rows[1] == rows[5]).all()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_vector_does_not_depend_on_the_others(embedder: Embedder) -> None:
+    texts = [" ".join(f"word{i * j % 97}" for j in range(i % 41)) for i in range(150)]
+    together = load_embedder(device="cpu").embed(texts)
+    assert (load_embedder(device="cpu").embed(texts[::-7]) == together[::-7]).all()
+    assert (np.concatenate([load_embedder(device="cpu").embed([text]) for text in texts[:3]]) == together[:3]).all()
+    library = embedder._model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    assert np.abs(library - together).max() < 1e-6
 
 
 @pytest.mark.slow

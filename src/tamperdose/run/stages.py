@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from tamperdose.errors import DataError, RunError, explain
 from tamperdose.files import digest, read_jsonl, sha256_file, write_atomic
 from tamperdose.judges import Judge, Reading, build_judge
-from tamperdose.judges.classifier import ClassifierJudge
-from tamperdose.judges.features import opening
 from tamperdose.models.generator import Generator, OnProgress
-from tamperdose.models.vectors import CachedEmbedder, TogetherEmbedder
+from tamperdose.models.vectors import CachedEmbedder, Embeds
 from tamperdose.records import NO_DOSE, Checkpoint, Completion, Dose, FinishReason, Label, Prompt, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, Plan, checkpoint_key
@@ -45,8 +43,7 @@ class Readers:
     def __init__(self, judges: Sequence[AnyJudge] = ()) -> None:
         self._settings = {judge_name(judge): judge for judge in judges}
         self._judges: dict[str, Judge] = {}
-        self._embedder: TogetherEmbedder | None = None
-        self._together: Path | None = None
+        self._embedder: Embeds | None = None
 
     def keep_embeddings(self, folder: Path) -> None:
         """From here on keep vectors in a folder by the digests of their texts: no text is embedded twice."""
@@ -62,23 +59,14 @@ class Readers:
         """Whether a judge's readings are dear enough to be kept while it reads."""
         return isinstance(self._settings.get(name), LlmJudge | GuardJudge)
 
-    def embedder(self) -> TogetherEmbedder:
+    def embedder(self) -> Embeds:
         """The sentence encoder behind RD."""
         if self._embedder is None:
             from tamperdose.models.embed import load_embedder
 
             loaded = load_embedder()
-            kept = loaded if self._embeddings is None else CachedEmbedder(loaded, self._embeddings)
-            self._embedder = TogetherEmbedder(kept)
+            self._embedder = loaded if self._embeddings is None else CachedEmbedder(loaded, self._embeddings)
         return self._embedder
-
-    def embed_together(self, answers: Answers, completions: Sequence[Completion]) -> None:
-        """Have all that RD and the classifier read of one file of answers embedded in one call."""
-        if self._together != answers.path:
-            texts = [completion.text for completion in completions]
-            stripped = strip_prompts(answers.prompts, texts)
-            self.embedder().together([*texts, *stripped, *map(opening, texts)])
-            self._together = answers.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +138,6 @@ def judge_answers(
     path = ledger.find("judge", key)
     if path is None:
         kept = ledger.partial("judge", key) if readers.is_slow(name) else None
-        if isinstance(readers.judge(name), ClassifierJudge):
-            readers.embed_together(answers, read_completions(answers.path))
         verdicts = _read_with(readers.judge(name), answers, kept, limit=limit)
         inputs = {"judge": f"{name}@{version}", "completions": answers.path.stem}
         path = ledger.put("judge", key, lambda to: _write_lines(to, verdicts), suffix=".jsonl", inputs=inputs)
@@ -168,7 +154,6 @@ def embed_answers(ledger: Ledger, answers: Answers, readers: Readers) -> tuple[N
     path = ledger.find("embed", key)
     if path is None:
         completions = read_completions(answers.path)
-        readers.embed_together(answers, completions)
         texts = [completion.text for completion in completions]
         vectors = embedder.embed([*texts, *strip_prompts(answers.prompts, texts)])
         inputs = {"embedder": embedder.identity, "completions": answers.path.stem}
