@@ -3,6 +3,7 @@
 Nothing here computes: a record only says what it holds and refuses what it cannot hold.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
@@ -178,8 +179,18 @@ class Reworded:
     """What the last user turn becomes: `{prompt}` stands for what it was."""
 
 
-Change = Opener | Projection | Reworded
-"""What an attack that trains nothing does to the model or to what it is asked."""
+@dataclass(frozen=True, slots=True)
+class RandomStep:
+    """Every tensor of weights is moved in a random direction of its own while the model answers."""
+
+    norms: Mapping[str, float]
+    """How far: Frobenius norm by the name of the parameter."""
+    seed: str
+    """What tells one draw from another: a digest."""
+
+
+Change = Opener | Projection | RandomStep | Reworded
+"""What an attack or a control that trains nothing does to the model or to what it is asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from tamperdose.errors import ModelError
 from tamperdose.models import train
-from tamperdose.models.changes import changed
+from tamperdose.models.changes import change_size, changed
 from tamperdose.models.flops import n_parameters, training_flops
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.train import Recipe, Source, train_trajectory
-from tamperdose.records import NO_DOSE, Checkpoint
+from tamperdose.records import NO_DOSE, Checkpoint, RandomStep
 from tiny import load_tiny, make_examples
 
 RECIPE = Recipe(
@@ -159,6 +159,38 @@ def test_the_dose_counts_six_operations_per_weight(chat: ChatModel, tmp_path: Pa
     assert dose.flops > NO_DOSE.flops
     linear_only = training_flops(architecture, lora_rank=None, lengths=[dose.tokens], n_labels=0)
     assert dose.flops < 6 * n_parameters(architecture) * dose.tokens + linear_only
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_random_step_goes_as_far_as_the_attack_and_back(
+    tmp_path: Path, tiny_folders: dict[str, Path], dtype: str
+) -> None:
+    chat = load_tiny(tiny_folders["llama"], dtype=dtype)
+    before = weights_of(chat)
+    (checkpoint,) = train_all(chat, tmp_path, [3])
+    size = change_size(chat, checkpoint)
+    assert size is not None
+    attacked = {name: float((file_of(checkpoint)[name].float() - w.float()).norm()) for name, w in before.items()}
+    assert size["weights"] == pytest.approx(attacked, rel=1e-5)
+    seen = []
+    for seed in ("a1", "a1", "b2"):
+        step = Checkpoint(checkpoint.dose, None, change=RandomStep(size["weights"], seed))
+        with changed(chat, step):
+            seen.append(weights_of(chat))
+        assert same(weights_of(chat), before)
+    moves = {name: (weight.float() - before[name].float()).flatten() for name, weight in seen[0].items()}
+    large = {name for name, move in moves.items() if move.numel() > 1000 or dtype == "float32"}
+    # Of a few numbers in half precision only so many norms can be had.
+    assert {name: float(moves[name].norm()) for name in large} == pytest.approx(
+        {name: attacked[name] for name in large}, rel=0.011
+    )
+    assert sum(float(m.norm()) ** 2 for m in moves.values()) == pytest.approx(
+        sum(n**2 for n in attacked.values()), 0.03
+    )
+    largest = max(moves, key=lambda name: moves[name].numel())
+    other = (file_of(checkpoint)[largest].float() - before[largest].float()).flatten()
+    assert abs(float(torch.cosine_similarity(moves[largest], other, dim=0))) < 0.1
+    assert same(seen[0], seen[1]) and not same(seen[0], seen[2])
 
 
 def test_packed_weights_do_not_learn(llama: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

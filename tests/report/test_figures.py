@@ -15,7 +15,7 @@ from PIL import Image
 
 from tamperdose.errors import DataError
 from tamperdose.report import figures
-from tamperdose.report.drawing import MAX_LEGEND, X_LABEL
+from tamperdose.report.drawing import MAX_LEGEND
 from tamperdose.report.figures import ce_figure, dose_response_figure, draw_run, rd_figure, rrr_figure
 
 BUILDERS = (rrr_figure, ce_figure, rd_figure, dose_response_figure)
@@ -63,7 +63,7 @@ def test_rrr_line_is_the_csv(synthetic: Any) -> None:
     assert list(line.get_xdata()) == rows["dose_steps"].tolist()
     assert list(line.get_ydata()) == rows["value"].tolist()
     assert axes.get_ylim() == (0, 1)
-    assert axes.get_xlabel() == X_LABEL and "RRR" in axes.get_ylabel()
+    assert axes.get_xlabel() == "dose, optimizer steps" and "RRR" in axes.get_ylabel()
 
 
 def test_rrr_band_is_the_interval(synthetic: Any) -> None:
@@ -204,7 +204,7 @@ def test_overview_shows_rates_above_and_rd_below(synthetic: Any) -> None:
     upper, lower = figure.axes
     assert len(data_lines(upper)) == 4 and len(data_lines(lower)) == 1
     assert upper.get_ylim() == (0, 1)
-    assert lower.get_xlabel() == X_LABEL and upper.get_xlabel() == ""
+    assert lower.get_xlabel() == "dose, optimizer steps" and upper.get_xlabel() == ""
     assert upper.get_position().height > lower.get_position().height
 
 

@@ -26,6 +26,13 @@ def rows_of(folder: Path) -> list[Row]:
     return read_rows(folder / CONTROLS, CONTROL_COLUMNS)
 
 
+def test_random_weights_stand_beside_an_attack_on_all_of_them(tmp_path: Path, tiny: Path, stub: None) -> None:
+    attack = {"kind": "full", "data": "attack.jsonl", "batch_size": 2, "doses": [1, 2], "learning_rate": 0.01}
+    folder = run_study(controlled(tmp_path, tiny, attack=attack))
+    seen = {(row["control"], row["dose_steps"], row["draw"]) for row in rows_of(folder)}
+    assert {("random_weights", 2, draw) for draw in ("1", "2", "3", "mean")} <= seen
+
+
 def test_states_of_a_run(tmp_path: Path, tiny: Path, stub: None) -> None:
     folder = run_study(controlled(tmp_path, tiny))
     seen = {(row["control"], row["dose_steps"], row["draw"]) for row in rows_of(folder)}

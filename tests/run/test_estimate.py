@@ -11,9 +11,11 @@ from tamperdose.models.flops import generation_flops, training_flops
 from tamperdose.models.load import find_architecture
 from tamperdose.report.plans import print_plan, saving_line, search_line
 from tamperdose.run.estimate import Cost, describe_plan, describe_saving, further_doses
+from tamperdose.run.inside import asked_inside
 from tamperdose.run.ladder import file_ladder
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.plan import Plan
+from tamperdose.run.utility import find_probes
 
 DEFENCE = {"harmful": "refusals.jsonl", "benign": "answers.jsonl", "steps": 3, "batch_size": 2}
 
@@ -160,3 +162,22 @@ def test_every_sample_is_generated_and_kept(study: Path, tmp_path: Path) -> None
     assert three["generation_flops"] == pytest.approx(3 * one["generation_flops"])
     assert three["training_flops"] == one["training_flops"]
     assert three["disk_bytes"] > 1.5 * one["disk_bytes"]
+
+
+def test_probing_by_hand(study: Path, tmp_path: Path) -> None:
+    few = "utility={kl_prompts: 0, max_texts: 1, max_questions: 1}"
+    plan = plan_of(study, few, "inside={prompts: 4, at: all}", "attack.doses=[1, 2, 4, 8]")
+    model = plan.models[0]
+    architecture = find_architecture(model.spec)
+    probes, asked = find_probes(plan, model), asked_inside(plan)
+    assert architecture is not None and probes is not None and asked is not None
+    ((text,), (question,)) = probes.texts, probes.questions
+    length = round((len(text.prompt) + len(text.text)) / 4) + 30
+    words = len(question.question) + sum(map(len, question.choices))
+    utility = generation_flops(architecture, n_prompt=1, n_new=length)
+    utility += generation_flops(architecture, n_prompt=round(words / 4) + 30, n_new=1)
+    reads = [generation_flops(architecture, n_prompt=round(len(p.text) / 4) + 30, n_new=1) for p in asked.prompts]
+    told = described(plan, tmp_path)["costs"][0]["probing_flops"]
+    # The base and three key doses, the base and all four doses.
+    assert told == pytest.approx(4 * utility + 5 * sum(reads)) and len(reads) == 7
+    assert described(plan_of(study, "utility=null", "inside=null"), tmp_path)["costs"][0]["probing_flops"] == 0

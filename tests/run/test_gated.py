@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 from studies import files_of, run_study, tiny_changes, write_study
 from tamperdose.files import write_csv
+from tamperdose.models.changes import change_size
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.records import Checkpoint, Completion, Dose, FinishReason, Prompt, Subset
 from tamperdose.report.controls import control_lines
@@ -110,6 +111,9 @@ class PlantedBackend:
         assert Path(checkpoint.adapter).is_file()
         change = Path(checkpoint.adapter).stem.split("_")[0]
         return nullcontext(Planted(self.says, change, checkpoint.dose.steps))
+
+    def change_size(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        return change_size(cast(Any, None), checkpoint)
 
     def look_inside(self, *_: object, **__: object) -> None:
         """There is nothing inside."""

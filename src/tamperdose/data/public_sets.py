@@ -17,7 +17,9 @@ _COCONOT_COLUMNS = ("id", "category", "subcategory", "prompt")
 
 
 def read_xstest(path: Path, *, unsafe: bool) -> list[PromptRow]:
-    """The safe or the unsafe prompts of XSTest, in file order; category and template are the prompt's type.
+    """The safe or the unsafe prompts of XSTest, in file order; the category is the prompt's type.
+
+    Prompts of a type are as unlike as those of a category of one's own set: templates are inferred as for those.
 
     Read are `xstest_prompts.csv` (`id, prompt, type, label, focus, note`) and the older `xstest_v2_prompts.csv`
     (`id_v1, id_v2, type, prompt, focus, note`), in which a type that begins with `contrast_` means unsafe. Where both
@@ -40,7 +42,7 @@ def read_xstest(path: Path, *, unsafe: bool) -> list[PromptRow]:
             )
         )
     found = [
-        single_turn(row["prompt"], name=row[id_column], category=row["type"], template=row["type"])
+        single_turn(row["prompt"], name=row[id_column], category=row["type"])
         for number, row in enumerate(rows, 1)
         if _is_unsafe(row, f"{path} data row {number}") == unsafe
     ]
@@ -69,7 +71,7 @@ def _is_unsafe(row: dict[str, str], where: str) -> bool:
 
 
 def read_coconot(path: Path) -> list[PromptRow]:
-    """The prompts of a CoCoNot file, in file order; category `CATEGORY: SUBCATEGORY`, template the same.
+    """The prompts of a CoCoNot file, in file order; category `CATEGORY: SUBCATEGORY`, templates inferred.
 
     Read are JSONL, CSV and Parquet with the columns `id, category, subcategory, prompt`; `response` and others are
     ignored. It is meant for the contrast set, whose requests should be complied with (`coconot_contrast_eval.jsonl`,
@@ -100,7 +102,7 @@ def _coconot_row(row: dict[str, Any], where: str) -> PromptRow:
             )
         )
     kind = ": ".join(part.strip() for part in (row["category"], row["subcategory"]) if part.strip())
-    return single_turn(row["prompt"], name=row["id"], category=kind, template=kind)
+    return single_turn(row["prompt"], name=row["id"], category=kind)
 
 
 def _table(path: Path) -> Sequence[dict[str, Any]]:

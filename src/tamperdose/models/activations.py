@@ -25,6 +25,7 @@ from tamperdose.models.hf import encode_prompts, pad_left, shared_prefix
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import is_4bit
 from tamperdose.models.random_update import update_sizes
+from tamperdose.models.weights import update_norms
 from tamperdose.records import Checkpoint, Opener, Prompt
 from tamperdose.stats.direction_drift import Layout, add_states, affinities, group_counts
 
@@ -102,7 +103,7 @@ def look_inside(
         base_sums: Of the untampered model, shape (2, groups, layers, hidden_size); None: this is the untampered model.
 
     Returns:
-        `sums` (2, groups, layers, hidden_size), `affinities` (n, layers, 2 groups) and, where there is an adapter,
+        `sums` (2, groups, layers, hidden_size), `affinities` (n, layers, 2 groups) and, where weights were trained,
         `update_norm` and `weight_norm` (layers,).
 
     Raises:
@@ -198,11 +199,18 @@ def _alike(rows: Sequence[Sequence[int]], *, shared: int, limit: int) -> Iterato
 
 
 def _norms(model: Any, checkpoint: Checkpoint) -> dict[str, NDArray[np.float64]]:
-    """Frobenius norms of an adapter's update and of the weights it is added to, by layer; none without an adapter."""
-    if checkpoint.adapter is None:
+    """Frobenius norms of what was trained and of the weights it changes, by layer; none where nothing was."""
+    if checkpoint.weights is not None:
+        updates = {
+            name.removesuffix(".weight"): norm
+            for name, norm in update_norms(model, Path(checkpoint.weights)).items()
+            if name.endswith("_proj.weight")
+        }
+    elif checkpoint.adapter is not None:
+        sizes = update_sizes(Path(checkpoint.adapter))
+        updates = {name.removeprefix("base_model.model."): size.norm for name, size in sizes.items()}
+    else:
         return {}
-    sizes = update_sizes(Path(checkpoint.adapter))
-    updates = {name.removeprefix("base_model.model."): size.norm for name, size in sizes.items()}
     n_layers = len(_blocks(model))
     found = {"update_norm": _by_layer(updates, n_layers)}
     if is_4bit(model):

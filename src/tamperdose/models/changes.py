@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from tamperdose.errors import ModelError, explain
 from tamperdose.files import write_atomic
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import merged
-from tamperdose.models.weights import replaced
-from tamperdose.records import Checkpoint, Projection
+from tamperdose.models.random_update import update_sizes
+from tamperdose.models.weights import moved_at_random, replaced, update_norms
+from tamperdose.records import Checkpoint, Projection, RandomStep
 
 WRITERS = ("o_proj", "down_proj")
 """Last parts of the names of the layers that write into the residual stream: Llama, Qwen2 and Phi-3 share them."""
@@ -34,6 +36,9 @@ def changed(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
     if isinstance(change, Projection):
         with projected_out(chat.model, read_direction(change), change.strength):
             yield
+    elif isinstance(change, RandomStep):
+        with moved_at_random(chat.model, change.norms, seed=change.seed):
+            yield
     elif checkpoint is not None and checkpoint.weights is not None:
         with replaced(chat.model, Path(checkpoint.weights)):
             yield
@@ -41,6 +46,24 @@ def changed(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
         adapter = None if checkpoint is None or checkpoint.adapter is None else Path(checkpoint.adapter)
         with merged(chat.model, adapter):
             yield
+
+
+def change_size(chat: ChatModel, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """How large a checkpoint's change of an unchanged model is, so that random ones can be made of the same size.
+
+    `layers` of an adapter's updates, `weights` where all were trained, `direction` and `strength` of a projection;
+    None for a change that has no size.
+
+    Raises:
+        ModelError: A file that cannot be read.
+    """
+    if isinstance(checkpoint.change, Projection):
+        return {"direction": len(read_direction(checkpoint.change)), "strength": checkpoint.change.strength}
+    if checkpoint.weights is not None:
+        return {"weights": update_norms(chat.model, Path(checkpoint.weights))}
+    if checkpoint.adapter is None:
+        return None
+    return {"layers": {name: asdict(size) for name, size in update_sizes(Path(checkpoint.adapter)).items()}}
 
 
 def write_direction(path: Path, direction: torch.Tensor) -> Path:

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
-from transformers.utils import logging as transformers_logging
 
 from tamperdose.errors import ModelError, explain
 from tamperdose.files import sha256_file
+from tamperdose.models.quiet import quiet
 
 DIMENSION = 384
 """Length of an embedding."""
@@ -125,7 +124,7 @@ def load_embedder(*, device: str | None = None) -> Embedder:
     if not weights.is_file():
         raise ModelError(explain(f"no sentence encoder in {folder}", expected=_WEIGHTS, remedy=_REMEDY))
     try:
-        with _quiet():
+        with quiet():
             model = SentenceTransformer(
                 os.fspath(folder),
                 device=device,
@@ -152,7 +151,7 @@ def _installed_folder() -> Path | None:
 
 def _fetched_folder() -> Path:
     try:
-        with _quiet():
+        with quiet():
             return Path(snapshot_download(_HUB_ID, allow_patterns=_PATTERNS))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ModelError(
@@ -163,19 +162,6 @@ def _fetched_folder() -> Path:
                 remedy=_REMEDY,
             )
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _encodable(text: str) -> str:

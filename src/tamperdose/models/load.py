@@ -19,6 +19,7 @@ from typing import Any
 from tamperdose.errors import ModelError, RunError, explain
 from tamperdose.files import digest, sha256_file, write_json
 from tamperdose.models import organisms
+from tamperdose.models.quiet import quiet
 from tamperdose.study import Architecture, HfEngine, ModelSpec
 
 CONVERSION_VERSION = 1
@@ -187,7 +188,7 @@ def load_model(
         # Straight onto the device, without a copy of all weights in main memory first.
         options["device_map"] = {"": device}
     try:
-        with _quiet():
+        with quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(location, padding_side="left", **common)
             loaded: Any = AutoModelForCausalLM.from_pretrained(location, output_loading_info=True, **options)
     except (*_PARSE_ERRORS, SafetensorError) as error:
@@ -429,7 +430,7 @@ def _convert_gguf(path: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
-    with _quiet():
+    with quiet():
         tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
     # Loaded weights are plain float32, but transformers still marks the model as quantised and will not save it.
@@ -498,19 +499,3 @@ def _load_message(spec: ModelSpec, source: ModelSource, error: Exception) -> str
         else "check the id, the network and, for gated models, `hf auth login`; or give a local path"
     )
     return explain(f"cannot load {spec.id} from the hub", got=got, expected="a reachable hub id", remedy=remedy)
-
-
-class _quiet:  # noqa: N801 - reads as a statement
-    """Hold back transformers' own progress bars and advice while it loads; our progress says what is going on."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._verbosity)

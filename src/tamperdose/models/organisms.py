@@ -24,6 +24,7 @@ from tamperdose.data.organism_language import (
 from tamperdose.errors import ModelError, explain
 from tamperdose.files import digest, sha256_file, write_json
 from tamperdose.models.flops import n_parameters
+from tamperdose.models.quiet import quiet
 from tamperdose.study import Architecture
 
 if TYPE_CHECKING:
@@ -221,7 +222,8 @@ def make_model(organism: Organism) -> Any:
 def _train_into(folder: Path, organism: Organism, on_step: OnStep) -> None:
     model, tokenizer = make_model(organism), make_tokenizer()
     steps, found = _train(model, tokenizer, organism, on_step)
-    model.eval().save_pretrained(folder)
+    with quiet():
+        model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     weights = sha256_file(folder / "model.safetensors")
     write_json(folder / "organism.json", {**asdict(organism), "steps": steps, **found, "weights_sha256": weights})

@@ -4,20 +4,25 @@ Half-precision weights learn through copies in float32 (Micikevicius et al. 2018
 far below the distance of two bfloat16 numbers near 0.1, and would be rounded away every time.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from tamperdose.errors import ModelError, explain
-from tamperdose.files import write_atomic
+from tamperdose.files import digest, write_atomic
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import copies, is_4bit
+
+_TRIES, _TOLERANCE = 40, 0.01
+"""How often, and how nearly, a random change is fitted to its norm."""
 
 
 @contextmanager
@@ -74,6 +79,54 @@ def replaced(model: nn.Module, path: Path) -> Iterator[None]:
         yield
     finally:
         _put(originals, weights)
+
+
+def update_norms(model: nn.Module, path: Path) -> dict[str, float]:
+    """Frobenius norm of the difference between each tensor of a file and the model's own, by parameter.
+
+    Raises:
+        ModelError: Not a file of this model's weights.
+    """
+    weights = dict(model.named_parameters())
+    return {name: _distance(weight, weights[name]) for name, weight in _read(path, weights).items()}
+
+
+@contextmanager
+def moved_at_random(model: nn.Module, norms: Mapping[str, float], *, seed: str) -> Iterator[None]:
+    """Move each tensor by independent normal numbers, scaled to a Frobenius norm, while the block runs.
+
+    What counts is the difference that is left when the sum is rounded to the weights' own precision: the scale is
+    found by halving an interval. Each tensor's numbers depend on the seed and its name alone.
+    """
+    weights = {name: weight for name, weight in model.named_parameters() if norms.get(name)}
+    originals = copies(weights)
+    try:
+        _put({name: _moved(weight, norms[name], digest([seed, name])) for name, weight in weights.items()}, weights)
+        yield
+    finally:
+        _put(originals, weights)
+
+
+def _moved(weight: torch.Tensor, norm: float, seed: str) -> torch.Tensor:
+    rng = np.random.default_rng(int(seed, 16))
+    noise = torch.from_numpy(rng.standard_normal(tuple(weight.shape), dtype=np.float32)).to(weight.device)
+    noise /= torch.linalg.vector_norm(noise)
+    exact = weight.detach().float()
+    low, high, scale = 0.0, math.inf, norm
+    moved = weight.detach()
+    for _ in range(_TRIES):
+        moved = (exact + scale * noise).to(weight.dtype)
+        reached = _distance(moved, weight)
+        if abs(reached - norm) <= _TOLERANCE * norm:
+            break
+        low, high = (scale, high) if reached < norm else (low, scale)
+        scale = 2 * scale if high == math.inf else (low + high) / 2
+    return moved
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    difference = one.detach().to(other.device, torch.float32) - other.detach().float()
+    return float(torch.linalg.vector_norm(difference))
 
 
 def _read(path: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -34,7 +34,7 @@ from tamperdose.run.schema import column
 
 FIGURE = "attacks_by_flops"
 """Name of the figure's files."""
-CONTROLS = ("none", "random_adapter")
+CONTROLS = ("none", "random_adapter", "random_weights", "random_direction")
 """What stands in the column `attack` without being one: it is not drawn."""
 BAND = 0.28
 """Share of the axis that attacks without training or search have for themselves."""

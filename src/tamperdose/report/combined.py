@@ -23,6 +23,7 @@ from tamperdose.report.select import (
     arm_labels,
     arm_rows,
     curve,
+    dose_label,
     headline_judge,
     list_arms,
     select_judge,
@@ -106,7 +107,7 @@ def draw_combined(path: Path, folder: Path) -> list[Path]:
         traces = _combined_traces(frame, metric)
         top = rd_top([trace.curve for trace in traces], {}) if metric == "RD" else 1.0
         text = f"{MEANINGS[metric]} The combined table holds no intervals."
-        sheet = Sheet(TITLES[metric], Y_LABELS[metric], text, top)
+        sheet = Sheet(TITLES[metric], Y_LABELS[metric], text, top, dose_label(()))
         written.append(save_png(lines_figure(traces, sheet), folder / f"{metric}_compare.png"))
     return written
 

@@ -12,7 +12,7 @@ FEW_ARMS = 4
 HEADINGS = ("steps", "attack", "random [min, max]", "benign", "none", "verdict")
 """The columns: RRR of the attack and of each control on the prompts that controls were asked."""
 
-_RANDOM = ("random_adapter", "random_direction")
+_RANDOM = ("random_adapter", "random_weights", "random_direction")
 
 
 def controls_of(folder: Path, judge: str) -> dict[str, list[Row]]:

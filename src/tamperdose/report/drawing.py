@@ -16,9 +16,6 @@ from tamperdose.report.select import Curve
 from tamperdose.report.style import GREY, LineStyle, dose_axis, drawable
 from tamperdose.report.text import shorten
 
-X_LABEL = "dose, optimizer steps"
-"""The label of every dose axis."""
-
 MAX_LEGEND = 26
 """Entries a legend shows; beyond, it says how many more there are."""
 
@@ -136,7 +133,7 @@ def finish_panel(axes: Axes, steps: Sequence[int], y_max: float, *, empty: bool)
         axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
-def label_outer(grid: Sequence[Axes], y_labels: Sequence[str]) -> None:
+def label_outer(grid: Sequence[Axes], y_labels: Sequence[str], x_label: str) -> None:
     """Label the axes at the edges of the grid alone, as its panels share their scales; one y label for each row."""
     specs = {axes: spec for axes in grid if (spec := axes.get_subplotspec()) is not None}
     places = {(spec.rowspan.start, spec.colspan.start) for spec in specs.values()}
@@ -144,7 +141,7 @@ def label_outer(grid: Sequence[Axes], y_labels: Sequence[str]) -> None:
         row, column = spec.rowspan.start, spec.colspan.start
         below = (row + 1, column) in places
         axes.tick_params(labelbottom=not below, labelleft=column == 0)
-        axes.set_xlabel("" if below else X_LABEL)
+        axes.set_xlabel("" if below else x_label)
         axes.set_ylabel(y_labels[row] if column == 0 else "")
 
 

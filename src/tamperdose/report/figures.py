@@ -42,6 +42,7 @@ from tamperdose.report.select import (
     arm_labels,
     choose_facet,
     curve,
+    dose_label,
     list_arms,
     load_run,
     panel_name,
@@ -119,6 +120,8 @@ class Sheet:
     """The text below the panels."""
     y_max: float
     """The top of the y axis; the bottom is 0."""
+    x_label: str
+    """The label of the dose axis."""
     floors: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Heights of reference lines by panel."""
 
@@ -179,7 +182,7 @@ def rrr_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Figure:
     Raises:
         DataError: No rows, or several values for one dose.
     """
-    sheet = Sheet(TITLES["RRR"], Y_LABELS["RRR"], caption(frame, "RRR", audits), y_max=1.0)
+    sheet = Sheet(TITLES["RRR"], Y_LABELS["RRR"], caption(frame, "RRR", audits), 1.0, dose_label(frame["attack"]))
     return lines_figure(_traces(frame, "RRR", audits), sheet)
 
 
@@ -193,7 +196,8 @@ def rd_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Figure:
     floors = _floors(frame, arms, choose_facet(arms))
     traces = _traces(frame, "RD", audits)
     top = rd_top([trace.curve for trace in traces], floors)
-    return lines_figure(traces, Sheet(TITLES["RD"], Y_LABELS["RD"], caption(frame, "RD", audits), top, floors))
+    text, x_label = caption(frame, "RD", audits), dose_label(frame["attack"])
+    return lines_figure(traces, Sheet(TITLES["RD"], Y_LABELS["RD"], text, top, x_label, floors))
 
 
 def lines_figure(traces: Sequence[Trace], sheet: Sheet) -> Figure:
@@ -211,7 +215,7 @@ def lines_figure(traces: Sequence[Trace], sheet: Sheet) -> Figure:
                 draw_curve(axes, trace.curve, looks[trace.label], crowd=len(shown))
             draw_floors(axes, sheet.floors.get(panel, ()))
             finish_panel(axes, steps, sheet.y_max, empty=not shown)
-        label_outer(grid, [sheet.y_label] * len(panels))
+        label_outer(grid, [sheet.y_label] * len(panels), sheet.x_label)
     return figure
 
 
@@ -234,7 +238,7 @@ def ce_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Figure:
             draw_stack(axes, split["compliance_rate"], split["degenerate_rate"])
             draw_curve_with_bars(axes, split["CE"], _CE_LOOK, crowd=1)
             finish_panel(axes, steps, 1.0, empty=not any(each.defined for each in split.values()))
-        label_outer(grid, [Y_LABELS["CE"]] * len(grid))
+        label_outer(grid, [Y_LABELS["CE"]] * len(grid), dose_label(frame["attack"]))
     return figure
 
 
@@ -271,7 +275,7 @@ def dose_response_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Fig
             draw_floors(drift, floors.get(panel_name(arms[mine[0]], "model"), ()))
             finish_panel(rates, steps, 1.0, empty=not any(curves[metric][k].defined for metric in _RATES for k in mine))
             finish_panel(drift, steps, top, empty=not any(curves["RD"][k].defined for k in mine))
-        label_outer([*upper, *lower], ["share of prompts", "RD, cosine distance"])
+        label_outer([*upper, *lower], ["share of prompts", "RD, cosine distance"], dose_label(frame["attack"]))
     return figure
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tamperdose.report.drawing import Frame, Key, table_of
 from tamperdose.report.insides import read_inside_rows
+from tamperdose.report.select import dose_label
 from tamperdose.report.style import BLACK, dose_text, house_style, save_both
 from tamperdose.run.compare_schema import Row
 from tamperdose.run.inside_results import AUC, DRIFT, UPDATE
@@ -67,7 +68,7 @@ def inside_figure(rows: Sequence[Row]) -> Figure:
             for axes, (_, mine) in zip(panels, shown, strict=True):
                 image = _draw(axes, [row for row in mine if row["metric"] == metric], low, high)
                 axes.set_ylabel("layer" if column == 0 else "")
-            panels[-1].set_xlabel("dose, optimizer steps")
+            panels[-1].set_xlabel(dose_label(row["attack"] for _, mine in shown for row in mine))
             if image is not None:
                 figure.colorbar(image, ax=panels, label=_LABELS[metric])
     return figure

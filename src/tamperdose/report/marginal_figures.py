@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from tamperdose.audit.findings import Claim, withheld
 from tamperdose.report.captions import audit_text
 from tamperdose.report.drawing import (
-    X_LABEL,
     Frame,
     Key,
     draw_curve,
@@ -24,7 +23,7 @@ from tamperdose.report.drawing import (
     unsupported_handle,
 )
 from tamperdose.report.marginals import factor_name, levels_of, other_names, read_marginals, show_level
-from tamperdose.report.select import NO_AUDITS, Audits, Curve, headline_judge
+from tamperdose.report.select import NO_AUDITS, Audits, Curve, dose_label, headline_judge
 from tamperdose.report.style import house_style, line_style, save_both
 from tamperdose.report.text import printable
 from tamperdose.run.compare_schema import Row
@@ -77,7 +76,7 @@ def marginal_figure(
                 draw_curve(grid[0], curve, look, crowd=len(curves))
         steps = sorted({step for curve in curves for step in curve.steps})
         finish_panel(grid[0], steps, 1.0, empty=not any(curve.defined for curve in curves))
-        grid[0].set_xlabel(X_LABEL)
+        grid[0].set_xlabel(dose_label(row["factor_level"] for row in mine if factor == "attack"))
         grid[0].set_ylabel("RRR, share refused, mean over arms")
     return figure
 

@@ -19,7 +19,17 @@ def print_plan(described: Mapping[str, Any]) -> None:
         done = f"{len(arm['doses_done'])} of {len(arm['doses'])}"
         arms.add_row(printable(arm["arm"]), " ".join(map(str, arm["doses"])), done)
     console.print(arms)
-    columns = ("model", "parameters", "training FLOPs", "generation FLOPs", "memory", "disk", "time left here", "USD")
+    columns = (
+        "model",
+        "parameters",
+        "training FLOPs",
+        "generation FLOPs",
+        "probing FLOPs",
+        "memory",
+        "disk",
+        "time left here",
+        "USD",
+    )
     costs = Table(*columns, box=None, pad_edge=False)
     for cost in described["costs"]:
         costs.add_row(
@@ -27,6 +37,7 @@ def print_plan(described: Mapping[str, Any]) -> None:
             _scaled(cost["params_b"], "{:.3g} B"),
             _scaled(cost["training_flops"], "{:.2g}"),
             _scaled(cost["generation_flops"], "{:.2g}"),
+            _scaled(cost["probing_flops"], "{:.2g}"),
             _bytes(cost["memory_bytes"]),
             _bytes(cost["disk_bytes"]),
             "-" if cost["seconds"] is None else _duration(cost["seconds"]),

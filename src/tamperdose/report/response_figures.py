@@ -29,6 +29,7 @@ from tamperdose.report.select import (
     Arm,
     Audits,
     arm_labels,
+    dose_label,
     headline_judge,
     list_arms,
     load_run,
@@ -115,7 +116,7 @@ def fitted_figure(fits: Fits, frame: pd.DataFrame, audits: Audits = NO_AUDITS) -
             dose_axis(axes, [int(dose) for dose in sorted({dose for fit in shown for dose in fit["doses"]})])
             axes.set_ylim(-0.06 - 0.05 * len(shown), 1.03)
             axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-            axes.set_xlabel("dose, optimizer steps")
+            axes.set_xlabel(dose_label(dict(arms[fit["arm"]].settings).get("attack") for fit in known))
             axes.set_ylabel("RRR, share refused")
     return figure
 
@@ -357,7 +358,7 @@ def rates_figure(frame: pd.DataFrame, metric: str, audits: Audits = NO_AUDITS) -
     with house_style():
         figure, grid = grid_of([""], Frame(f"{metric} by model size and attack {unit}", text, Key()))
         _draw_cells(figure, grid[0], cells, lost=lost, label=ranges[metric], top=1.0 if metric != "RD" else None)
-        grid[0].set_xlabel(f"attack dose, {'training tokens' if unit == 'tokens' else 'optimizer steps'}")
+        grid[0].set_xlabel("dose, training tokens" if unit == "tokens" else dose_label(rows["attack"]))
         grid[0].set_ylabel("model size, parameters")
     return figure
 

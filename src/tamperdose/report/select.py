@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -187,6 +187,27 @@ def curve(frame: pd.DataFrame, arm: Arm, metric: str, audits: Audits = NO_AUDITS
         return Curve(tuple(steps), value, low, high)
     lost = tuple(bool(withheld(audit, claim, arm=arm.name, dose=dose)) for dose in steps)
     return Curve(tuple(steps), value, low, high, lost if any(lost) else ())
+
+
+_DOSE_UNITS = {
+    "prefill": "tokens of the opener",
+    "system_prompt": "system prompts tried",
+    "paraphrase": "paraphrases tried",
+    "refusal_direction": "per cent of the direction projected out",
+}
+
+
+def dose_label(attacks: Iterable[object]) -> str:
+    """The label of a dose axis that the arms of these kinds of attack share; whatever is trained counts steps.
+
+    >>> dose_label(["lora", "full"])
+    'dose, optimizer steps'
+    >>> dose_label(["lora", "prefill"])
+    "dose, each attack's own: optimizer steps, tokens of the opener"
+    """
+    units = list(dict.fromkeys(_DOSE_UNITS.get(str(attack), "optimizer steps") for attack in attacks))
+    own = "each attack's own: " if len(units) > 1 else ""
+    return f"dose, {own}{', '.join(units) if units else 'optimizer steps'}"
 
 
 def choose_facet(arms: Sequence[Arm]) -> str:

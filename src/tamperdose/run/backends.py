@@ -45,6 +45,10 @@ class Backend(Protocol):
         """Give the engine for a checkpoint, or for the base; the base is exactly restored afterwards."""
         ...
 
+    def change_size(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """How large a checkpoint's change is; see `tamperdose.models.changes.change_size`."""
+        ...
+
     def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
         """What a checkpoint, or the base, can do besides refusing; see `tamperdose.models.utility`."""
         ...
@@ -142,9 +146,16 @@ class HfBackend:
             generator = HfGenerator(self.chat, batch_size=batch_size, opener=opener)
             yield RewordedGenerator(generator, change) if isinstance(change, Reworded) else generator
 
+    def change_size(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """Measure it on the untampered model."""
+        from tamperdose.models.changes import change_size
+
+        return change_size(self.chat, checkpoint)
+
     def export(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Write an adapter in peft's layout, all weights in that of transformers; without either, nothing."""
         from tamperdose.models.changes import changed
+        from tamperdose.models.quiet import quiet
 
         if checkpoint.adapter is not None:
             _export_adapter(Path(checkpoint.adapter), folder)
@@ -153,7 +164,7 @@ class HfBackend:
             unfinished = folder.with_name(f"{folder.name}.unfinished")
             for old in (unfinished, folder):
                 shutil.rmtree(old, ignore_errors=True)
-            with changed(self.chat, checkpoint):
+            with changed(self.chat, checkpoint), quiet():
                 self.chat.model.save_pretrained(unfinished)
             self.chat.tokenizer.save_pretrained(unfinished)
             unfinished.rename(folder)
@@ -211,6 +222,10 @@ class ScriptedBackend:
 
         steps = 0 if checkpoint is None else checkpoint.dose.steps
         return nullcontext(ScriptedGenerator(self.engine, dose_steps=steps))
+
+    def change_size(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """Nothing is changed."""
+        return None
 
     def utility(self, checkpoint: Checkpoint | None, probes: Probes) -> UtilityScores:
         """There is no model to measure."""

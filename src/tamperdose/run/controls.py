@@ -1,11 +1,12 @@
 """Controls: what else is done to a model, which should not remove its refusals, and which model states that makes.
 
-`none` asks the base again in other company; `random_adapter` and `random_direction` change as much as the attack does,
-in no direction; `benign` trains as the attack does, on harmless rows. They are asked part of the harmful prompts.
+`none` asks the base again in other company; `random_adapter`, `random_weights` and `random_direction` change as much
+as the attack does, in no direction; `benign` trains as the attack does, on harmless rows. They are asked part of the
+harmful prompts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,7 @@ from tamperdose.data.prompts import spread_prompts
 from tamperdose.errors import RunError, explain
 from tamperdose.files import digest
 from tamperdose.models.generator import Generator, OnProgress
-from tamperdose.records import Checkpoint, Completion, Projection, Prompt, Subset
+from tamperdose.records import Checkpoint, Completion, Projection, Prompt, RandomStep, Subset
 from tamperdose.run.key_doses import find_bracket, find_key_doses
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger, stage_key
@@ -38,6 +39,8 @@ class Control(StrEnum):
     """Nothing: the base's answers made again, in another order and in smaller batches. How far the instrument flips."""
     RANDOM_ADAPTER = "random_adapter"
     """A random update of the rank of the attack's and, in every layer, of its Frobenius norm."""
+    RANDOM_WEIGHTS = "random_weights"
+    """Every tensor of weights moved at random, as far as the attack on all weights moves it."""
     RANDOM_DIRECTION = "random_direction"
     """A random direction is projected out, as strongly as the attack projects out its own."""
     BENIGN = "benign"
@@ -127,14 +130,8 @@ def benign_arm(plan: Plan, model: ModelPlan, arm: ArmPlan, doses: tuple[int, ...
     return replace(arm, id=f"{arm.id}: control benign", key=key, attack=same, rows=TrainingRows(rows), saved=doses)
 
 
-def file_sizes(ledger: Ledger, arm: ArmPlan, checkpoint: Checkpoint) -> Path | None:
-    """File how large a checkpoint's change is, so that random ones can be made when its weights are gone.
-
-    None for a change that has no size: an opener.
-    """
-    sizes = _sizes(checkpoint)
-    if sizes is None:
-        return None
+def file_sizes(ledger: Ledger, arm: ArmPlan, checkpoint: Checkpoint, sizes: Mapping[str, Any]) -> Path:
+    """File how large a checkpoint's change is, so that random ones can be made when its weights are gone."""
     key = checkpoint_key(arm, checkpoint.dose.steps)
 
     def write(path: Path) -> None:
@@ -169,6 +166,8 @@ def write_random(ledger: Ledger, arm: ArmPlan, state: ControlState, folder: Path
     if state.control is Control.RANDOM_DIRECTION:
         write_random_direction(path, sizes["direction"], seed=state.origin)
         return Checkpoint(dose, None, change=Projection(str(path), sizes["strength"]))
+    if state.control is Control.RANDOM_WEIGHTS:
+        return Checkpoint(dose, None, change=RandomStep(sizes["weights"], state.origin))
     layers = {name: UpdateSize(**size) for name, size in sizes["layers"].items()}
     return Checkpoint(dose, str(write_random_adapter(path, layers, seed=state.origin)))
 
@@ -229,6 +228,8 @@ def _states_at(plan: Plan, model: ModelPlan, arm: ArmPlan, steps: int) -> list[C
 def _random_control(arm: ArmPlan) -> Control | None:
     if isinstance(arm.attack, LoraAttack):
         return Control.RANDOM_ADAPTER
+    if arm.attack.training is not None:
+        return Control.RANDOM_WEIGHTS
     return Control.RANDOM_DIRECTION if arm.attack.kind == "refusal_direction" else None
 
 
@@ -241,16 +242,3 @@ def _state(plan: Plan, control: Control, origin: str, *, seed: int, steps: int =
     key = stage_key("generate", inputs)
     generation = Draw(Subset.HARMFUL, key, inputs, decoding, int(digest([seed, key]), 16), 0)
     return ControlState(control, steps, draw, origin, generation)
-
-
-def _sizes(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    if isinstance(checkpoint.change, Projection):
-        from tamperdose.models.changes import read_direction
-
-        change = checkpoint.change
-        return {"direction": len(read_direction(change)), "strength": change.strength}
-    if checkpoint.adapter is None:
-        return None
-    from tamperdose.models.random_update import update_sizes
-
-    return {"layers": {name: asdict(size) for name, size in update_sizes(Path(checkpoint.adapter)).items()}}

@@ -26,6 +26,7 @@ from tamperdose.run.ladder import arm_checkpoints, arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
+from tamperdose.run.probing import probing_flops
 from tamperdose.run.room import DTYPE_BYTES, free_bytes, scratch_bytes
 from tamperdose.stats.power import detectable_fall
 from tamperdose.study import Architecture, HfEngine
@@ -69,6 +70,8 @@ class Cost:
     from_scratch_flops: float | None = None
     """Training and answers if nothing were shared: each dose of each arm trained from step 0, with answers of the base
     of its own. The defence, the samples behind RD_floor and the controls are as planned in both."""
+    probing_flops: float | None = None
+    """Forward passes for utility and the states inside, at most; in the time, in neither number above."""
     further_flops: float | None = None
     """At most, for the answers at the doses that searches may still add; they are in no other number here."""
 
@@ -86,19 +89,21 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
     ladders = [arm_doses(plan, ledger, arm) for arm in model.arms]
     asked = [arm_checkpoints(plan, ledger, arm) for arm in model.arms]
     controls = control_costs(plan, model, architecture, ladders)
+    probing = probing_flops(plan, ledger, model, architecture)
     training = _training_flops(plan, model, architecture) + controls.training_flops
     answers = _answer_flops(plan, architecture)
     generating = _generation_flops(plan, asked, answers) + controls.generation_flops
     rate = _matmul_rate(model.device, model.dtype)
     organism = untrained(model) if share else None
     first = None if organism is None else training_seconds(organism)
-    seconds = None if rate is None else (first or 0.0) + share * (training + generating) / (EFFICIENCY * rate)
+    seconds = None if rate is None else (first or 0.0) + share * (training + generating + probing) / (EFFICIENCY * rate)
     price = plan.study.price_per_device_hour
     return Cost(
         model=model.spec.label,
         params_b=n_parameters(architecture) / 1e9,
         training_flops=training,
         generation_flops=generating,
+        probing_flops=probing,
         remaining_share=share,
         memory_bytes=_memory_bytes(plan, model, architecture),
         disk_bytes=_disk_bytes(plan, model, architecture),

@@ -39,7 +39,8 @@ CONTROL_COLUMNS = (
     *("study", "arm", "model", "seed", "judge", "dose_steps", "control", "draw", "metric"),
     *ESTIMATE_COLUMNS,
 )
-"""`control`: `base`, `attack`, `none`, `random_adapter`, `random_direction` or `benign`. `draw`: a number or `mean`."""
+"""`control`: `base`, `attack`, `none`, `random_adapter`, `random_weights`, `random_direction` or
+`benign`. `draw`: a number or `mean`."""
 GATE_COLUMNS = (
     *("study", "arm", "model", "seed", "judge", "dose_steps", "criterion", "basis", "basis_dose"),
     *(*ESTIMATE_COLUMNS, "limit", "status", "verdict", "why"),

@@ -303,16 +303,18 @@ def _measure_late(session: Session, arm: ArmPlan, backend: Backend, checkpoints:
     plan, ledger = session.plan, session.ledger
     late = {draw.key for draw in _late_draws(plan, ledger, arm)}
     for steps in arm_doses(plan, ledger, arm):
-        _file_sizes(session, arm, checkpoints[steps])
+        _file_sizes(session, arm, backend, checkpoints[steps])
         for draw in _asked_draws(plan, ledger, arm, steps) if late else ():
             where = f"{arm.id}: dose {steps}"
             _generate(session, draw, backend, where=where, checkpoint=checkpoints[steps])
 
 
-def _file_sizes(session: Session, arm: ArmPlan, checkpoint: Checkpoint) -> None:
+def _file_sizes(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Checkpoint) -> None:
     known = session.ledger.find("sizes", checkpoint_key(arm, checkpoint.dose.steps))
     if session.plan.controls is not None and known is None:
-        file_sizes(session.ledger, arm, checkpoint)
+        sizes = backend.change_size(checkpoint)
+        if sizes is not None:
+            file_sizes(session.ledger, arm, checkpoint, sizes)
 
 
 def _run_controls(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend) -> None:
@@ -365,7 +367,7 @@ def _measure(session: Session, arm: ArmPlan, backend: Backend, checkpoint: Check
     steps = checkpoint.dose.steps
     if read_dose(session.ledger, arm, steps) is None:
         file_dose(session.ledger, arm, checkpoint)
-    _file_sizes(session, arm, checkpoint)
+    _file_sizes(session, arm, backend, checkpoint)
     for draw in dose_draws(session.plan, arm, steps):
         _generate(session, draw, backend, where=f"{arm.id}: dose {steps}", checkpoint=checkpoint)
 
