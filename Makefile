@@ -38,7 +38,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup  ## Run the demo study on the embedded model: offline, two cores.
 	$(BIN)/tamperdose run $(DEMO)/study.yaml
 
-ladder: setup  ## Organisms of six sizes, trained here, attacked with three seeds: truth is known; about half an hour.
+ladder: setup  ## Organisms of six sizes, trained here, attacked with three seeds: truth is known; under 20 minutes.
 	$(BIN)/tamperdose run $(LADDER)/study.yaml
 
 ladder-full: setup  ## The same with two independently trained bases for each size; about twice as long.

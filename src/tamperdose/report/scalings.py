@@ -158,7 +158,7 @@ def _defence_text(entry: _Told, name: str) -> str:
 
 
 def _worst_text(entry: _Told, defence: str) -> str:
-    doses = "; ".join(_worst_at(dose) for dose in entry["doses"])
+    doses = "; ".join(_worst_at(dose) for dose in entry["doses"]) or "none, since they have no dose in common"
     return (
         f"{entry['model']}{defence}: worst of {len(entry['candidates'])} attacks, chosen and reported on different "
         f"prompts (on the same ones): RRR {doses}"
