@@ -132,6 +132,77 @@ def test_the_shared_prefix_changes_nothing(chat: ChatModel, monkeypatch: pytest.
     assert _generate(chat, prompts, Decoding(max_new_tokens=NEW), batch_size=8) == with_prefix
 
 
+def _with_drafts(
+    chat: ChatModel, prompts: Sequence[Prompt], drafts: Sequence[Sequence[int]], *, batch_size: int
+) -> tuple[list[list[int]], int]:
+    """Answers when these are expected, and how often the model was called for them."""
+    ear = Listening(chat.tokenizer)
+    engine = HfGenerator(replace(chat, tokenizer=ear), batch_size=batch_size)
+    by_id = {prompt.id: list(draft) for prompt, draft in zip(prompts, drafts, strict=True)}
+    engine._draft = lambda prompt_id, _: by_id[prompt_id]  # type: ignore[method-assign]
+    calls: list[int] = []
+    handle = chat.model.register_forward_hook(lambda *_: calls.append(1))
+    finished: list[int] = []
+    engine.generate(prompts, Decoding(max_new_tokens=NEW), seed=0, on_progress=finished.append)
+    handle.remove()
+    assert sum(finished) == len(prompts)
+    return ear.decoded, len(calls)
+
+
+def _expected(completions: Sequence[Completion], answers: Sequence[list[int]]) -> list[list[int]]:
+    return [
+        [*answer, *([1] if completion.finish_reason is FinishReason.STOP else [])]
+        for completion, answer in zip(completions, answers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_expected_answer_is_read_in_one_pass(
+    chat: ChatModel, ending: ChatModel, batch_size: int, *, ends: bool
+) -> None:
+    model, prompts = ending if ends else chat, make_prompts(8)
+    completions, answers = _generate(model, prompts, Decoding(max_new_tokens=NEW), batch_size=batch_size)
+    found, n_calls = _with_drafts(model, prompts, _expected(completions, answers), batch_size=batch_size)
+    assert found == answers
+    # For each batch its prefix, its prompts and its answers in two parts at most, and nothing for each token.
+    assert n_calls <= 5 * -(-len(prompts) // batch_size)
+
+
+@pytest.mark.parametrize("kind", ["first", "last", "middle", "others", "short", "long", "end"])
+def test_a_wrong_expectation_changes_nothing(chat: ChatModel, ending: ChatModel, kind: str) -> None:
+    prompts = make_prompts(8)
+    for model in (chat, ending):
+        completions, answers = _generate(model, prompts, Decoding(max_new_tokens=NEW), batch_size=8)
+        drafts = _expected(completions, answers)
+        for number, draft in enumerate(drafts):
+            at = {"first": 0, "last": len(draft) - 1, "middle": number % len(draft)}.get(kind)
+            if at is not None:
+                draft[at] = 5 + (draft[at] + 1) % 7
+            elif kind == "short":
+                del draft[1 + number % 3 :]
+            elif kind == "long":
+                draft += [6] * (NEW - len(draft))
+            elif kind == "end":
+                draft[number % len(draft) :] = [1]
+        if kind == "others":
+            drafts = [*drafts[1:], drafts[0]]
+        found, _ = _with_drafts(model, prompts, drafts, batch_size=8)
+        assert found == answers
+
+
+def test_expected_answers_are_those_given_before(chat: ChatModel) -> None:
+    prompts, decoding = make_prompts(8), Decoding(max_new_tokens=NEW)
+    completions, _ = _generate(chat, prompts, decoding, batch_size=8)
+    expected = {completion.prompt_id: completion for completion in completions[:6]}
+    engine = HfGenerator(chat, batch_size=8, expected=expected)
+    assert engine.generate(prompts, decoding, seed=0, on_progress=lambda _: None) == completions
+    assert all(engine._draft(prompt.id, decoding) for prompt in prompts[:6])
+    drawn = Decoding(max_new_tokens=NEW, do_sample=True, temperature=1.0)
+    assert not any(engine._draft(prompt.id, drawn) for prompt in prompts)
+    assert not any(engine._draft(prompt.id, decoding) for prompt in prompts[6:])
+
+
 @pytest.mark.parametrize("limit", [1, 9, 30])
 def test_prefill_in_parts_changes_nothing(chat: ChatModel, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     prompts, decoding = make_prompts(8), Decoding(max_new_tokens=NEW)
