@@ -105,7 +105,7 @@ def test_studies_cannot_be_changed(tmp_path: Path) -> None:
         ({"models": [{"id": "a", "dtype": "int8"}]}, r"models\.0\.dtype"),
         ({"models": [{"id": "a", "defence": [{"steps": 3}, {"steps": 4}]}]}, "give each model, or each defence, a"),
         ({"models": [{"id": "a", "defence": []}]}, "models"),
-        ({"models": [{"id": "a", "defence": {"kind": "magic"}}]}, r"models\.0\.defence\.kind"),
+        ({"models": [{"id": "a", "defence": {"kind": "magic"}}]}, r"models\.0\.defence: a defence.s kind is one of refusal_tuning"),
         ({"models": [{"id": "a", "defence": {"benign_ratio": 1}}]}, "benign_ratio"),
         ({"prompts": {}}, r"prompts\.harmful"),
         ({"seeds": []}, "seeds"),
