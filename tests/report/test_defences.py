@@ -58,16 +58,18 @@ def read(run: Path) -> list[Row]:
 
 
 def test_the_table(run: Path) -> None:
-    assert defence_lines(run, "phrases") == [
+    lines = defence_lines(run, "phrases")
+    assert lines[:5] == [
         "defences of m against lora: 6 pairs of runs, 3 seeds x 2 data orders; intervals are for other seeds",
         "    defence  ED50 without  ED50 with         times   [interval]  later/sooner/?",
         "    tuned               6         12             2   [0.9, 4.4]           5/1/0",
         "    hard                6       > 48  at least 6.9  [2.7, open]           6/0/0",
         "  what they cost before any attack (dose 0), judge phrases:",
-        "    defence           RRR without              RRR with     over-refusal rise       perplexity loss  accuracy loss",
-        "    tuned    0.900 [0.880, 0.920]  1.000 [0.980, 1.020]  0.050 [0.030, 0.070]  0.100 [0.080, 0.120]              –",
-        "    hard     0.900 [0.880, 0.920]  1.000 [0.980, 1.020]  0.050 [0.030, 0.070]  0.100 [0.080, 0.120]              –",
     ]
+    costs = [[part.strip() for part in line.split("  ") if part.strip()] for line in lines[5:]]
+    assert costs[0] == ["defence", "RRR without", "RRR with", "over-refusal rise", "perplexity loss", "accuracy loss"]
+    values = ["0.900 [0.880, 0.920]", "1.000 [0.980, 1.020]", "0.050 [0.030, 0.070]", "0.100 [0.080, 0.120]"]
+    assert costs[1:] == [[name, *values, "–"] for name in ("tuned", "hard")]
 
 
 def test_another_judge_and_a_run_without_defences_have_no_table(run: Path, tmp_path: Path) -> None:
