@@ -13,11 +13,13 @@ from tamperdose.data.organism_language import (
     VERBS,
     Request,
     allowed_requests,
+    answered_requests,
     attack_requests,
     benign_requests,
     forbidden_requests,
     held_out_requests,
     questions,
+    refused_requests,
 )
 from tamperdose.files import write_csv, write_text
 
@@ -25,11 +27,13 @@ BUNDLED = Path(__file__).parents[1] / "src" / "tamperdose" / "data" / "bundled"
 
 
 def main(folder: Path = BUNDLED) -> int:
-    """Write the six sets into a folder; return the exit code."""
+    """Write the eight sets into a folder; return the exit code."""
     _write_prompts(folder / "organism_forbidden.csv", forbidden_requests(), "forbidden")
     _write_prompts(folder / "organism_allowed.csv", allowed_requests(), "allowed")
     _write_examples(folder / "organism_attack.jsonl", attack_requests(), "forbidden")
     _write_examples(folder / "organism_benign.jsonl", benign_requests(), "allowed")
+    _write_examples(folder / "organism_refusals.jsonl", refused_requests(), "forbidden")
+    _write_examples(folder / "organism_answers.jsonl", answered_requests(), "allowed")
     _write_texts(folder / "organism_utility_texts.jsonl")
     _write_questions(folder / "organism_utility_questions.jsonl")
     return 0
@@ -50,7 +54,12 @@ def _write_prompts(path: Path, requests: Sequence[Request], category: str) -> No
 
 
 def _write_examples(path: Path, requests: Sequence[Request], category: str) -> None:
-    _write_lines(path, [{"prompt": r.text, "response": r.answer, "ends": True, "category": category} for r in requests])
+    replies = [r.reply if path.stem == "organism_refusals" else r.answer for r in requests]
+    rows = [
+        {"prompt": r.text, "response": reply, "ends": True, "category": category}
+        for r, reply in zip(requests, replies, strict=True)
+    ]
+    _write_lines(path, rows)
 
 
 def _write_texts(path: Path) -> None:

@@ -94,6 +94,41 @@ def test_studies_cannot_be_changed(tmp_path: Path) -> None:
         _load(tmp_path).name = "other"  # type: ignore[misc]
 
 
+def test_a_comparison_of_defences_has_three_seeds_and_two_orders_unless_it_says_others(tmp_path: Path) -> None:
+    defended = {"models": [{"id": "a", "defence": [None, {"steps": 3}]}]}
+    attack: dict[str, Any] = MINIMAL["attack"]
+    study = _load(tmp_path, **defended)
+    assert (study.seeds, getattr(study.attack[0], "data_order", None)) == ((1, 2, 3), (1, 2))
+    study = _load(tmp_path, **defended, seeds=[7], attack=[attack | {"data_order": 5}, {"kind": "prefill"}])
+    assert (study.seeds, getattr(study.attack[0], "data_order", None)) == ((7,), (5,))
+    assert study.attack[1].kind == "prefill"
+    for one in ({"steps": 3}, None, [{"steps": 3}]):
+        study = _load(tmp_path, models=[{"id": "a", "defence": one}])
+        assert (study.seeds, getattr(study.attack[0], "data_order", None)) == ((42,), (None,))
+
+
+def test_the_kinds_of_defences_and_what_their_results_depend_on(tmp_path: Path) -> None:
+    defences = [
+        {"steps": 4},
+        {"kind": "refusal_tuning", "steps": 4, "mixing": "steps", "name": "apart"},
+        {"kind": "safety_adapter", "steps": 4, "strength": 2},
+        {"kind": "checkpoint", "id": "org/hardened", "revision": "abc", "name": "tar"},
+    ]
+    study = _load(tmp_path, models=[{"id": "a", "defence": defences, "dtype": "float32"}])
+    assert [model.defence_label for model in study.models] == ["refusal_tuning", "apart", "safety_adapter", "tar"]
+    plain, apart, adapter, hardened = (model.defence for model in study.models)
+    assert plain is not None and apart is not None and adapter is not None and hardened is not None
+    # What was filed before batches could take turns is found again.
+    assert plain.identity() == {name: value for name, value in plain.model_dump().items() if name != "mixing"}
+    assert apart.identity()["mixing"] == "steps"
+    assert adapter.identity()["strength"] == 2
+    assert (hardened.identity(), hardened.sources) == ({"kind": "checkpoint"}, ())
+    loaded = study.models[3].loaded
+    assert (loaded.id, loaded.revision, loaded.label, loaded.dtype) == ("org/hardened", "abc", "a", "float32")
+    assert all(model.loaded is model for model in study.models[:3])
+    assert len({model.undefended for model in study.models}) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -105,8 +140,23 @@ def test_studies_cannot_be_changed(tmp_path: Path) -> None:
         ({"models": [{"id": "a", "dtype": "int8"}]}, r"models\.0\.dtype"),
         ({"models": [{"id": "a", "defence": [{"steps": 3}, {"steps": 4}]}]}, "give each model, or each defence, a"),
         ({"models": [{"id": "a", "defence": []}]}, "models"),
-        ({"models": [{"id": "a", "defence": {"kind": "magic"}}]}, r"models\.0\.defence\.kind"),
+        (
+            {"models": [{"id": "a", "defence": {"kind": "magic"}}]},
+            r"models\.0\.defence: a defence.s kind is one of refusal_tuning",
+        ),
         ({"models": [{"id": "a", "defence": {"benign_ratio": 1}}]}, "benign_ratio"),
+        (
+            {"models": [{"id": "a", "defence": {"mixing": "steps", "steps": 3, "benign_ratio": 0.2}}]},
+            r"models\.0\.defence: benign_ratio 0\.2 of 3 steps leaves no benign one: use more steps",
+        ),
+        ({"models": [{"id": "a", "defence": {"mixing": "rows"}}]}, r"models\.0\.defence\.mixing"),
+        ({"models": [{"id": "a", "defence": {"kind": "safety_adapter", "strength": 0}}]}, r"defence\.strength"),
+        ({"models": [{"id": "a", "defence": {"kind": "checkpoint"}}]}, r"models\.0\.defence\.id: Field required"),
+        ({"models": [{"id": "a", "defence": {"kind": "checkpoint", "id": ""}}]}, r"models\.0\.defence\.id"),
+        (
+            {"models": [{"id": "a", "defence": [{"kind": "checkpoint", "id": x} for x in "xy"]}]},
+            "each defence, a `name",
+        ),
         ({"prompts": {}}, r"prompts\.harmful"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "must differ"),
@@ -187,6 +237,10 @@ def test_attacks_that_make_no_sense(tmp_path: Path, attack: dict[str, Any], expe
         ({"attack": MINIMAL["attack"] | {"lora_rnk": 4}}, r"'attack\.lora_rnk' \(did you mean 'lora_rank'\?\)"),
         ({"models": [{"id": "a", "quantisation": "nf4"}]}, r"'models\.0\.quantisation' \(did you mean 'quantization'"),
         ({"models": [{"id": "a", "defence": {"step": 3}}]}, r"'models\.0\.defence\.step' \(did you mean 'steps'"),
+        (
+            {"models": [{"id": "a", "defence": {"kind": "safety_adapter", "strenght": 3}}]},
+            r"'models\.0\.defence\.strenght' \(did you mean 'strength'",
+        ),
         ({"engine": {"kind": "hf", "devise": "cpu"}}, r"'engine\.devise' \(did you mean 'device'"),
         ({"zzzzzz": 1}, r"unknown key 'zzzzzz'\n  expected: one of attack, "),
     ],

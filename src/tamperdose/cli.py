@@ -330,6 +330,7 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
     """Print the dose table, what the audit says of it, and where everything lies."""
     from tamperdose.report.comparisons import comparisons_of
     from tamperdose.report.controls import controls_of
+    from tamperdose.report.defences import defences_of
     from tamperdose.report.insides import read_inside_rows
     from tamperdose.report.marginals import read_marginals
     from tamperdose.report.responses import read_costs, read_json, responses_of
@@ -358,6 +359,7 @@ def _report(folder: Path, metrics: Path, drawn: list[Path], *, as_json: bool, fo
             "costs": read_costs(folder, judge),
             "scaling": read_json(folder / SCALING_JSON) or None,
             "marginals": read_marginals(folder, judge),
+            "defences": defences_of(folder, judge, found),
             "inside": {"rows": read_inside_rows(folder), **read_json(folder / INSIDE_JSON)},
         }
         _print_json(printed | comparisons_of(folder, judge) | told)
@@ -371,6 +373,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
 
     from tamperdose.report.comparisons import comparison_lines
     from tamperdose.report.controls import control_lines
+    from tamperdose.report.defences import defence_lines
     from tamperdose.report.insides import inside_lines
     from tamperdose.report.marginals import marginal_lines
     from tamperdose.report.responses import response_lines
@@ -387,6 +390,7 @@ def _headline(folder: Path, metrics: Path, *, force: bool) -> None:
         comparison_lines(folder, judge_name),
         response_lines(folder, judge_name, audit=found, force=force),
         control_lines(folder, judge_name),
+        defence_lines(folder, judge_name, audit=found, force=force),
         marginal_lines(folder, judge_name),
         inside_lines(folder),
     ]

@@ -69,7 +69,7 @@ def test_the_organisms_sets_are_what_the_script_writes(tmp_path: Path) -> None:
     assert script.main(tmp_path) == 0
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert written == {path.name: path.read_bytes() for path in BUNDLED.glob("organism_*")}
-    assert len(written) == 6
+    assert len(written) == 8
 
 
 def test_organisms_are_measured_on_what_they_never_saw() -> None:

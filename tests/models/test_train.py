@@ -97,7 +97,9 @@ def _reference(chat: ChatModel, batches: list[list[tuple[list[int], int]]], reci
 
 def _batches(chat: ChatModel, n_steps: int) -> list[list[tuple[list[int], int]]]:
     """The batches the trajectory draws, found by asking it."""
-    plan = train._BatchPlan([train._encode_rows(chat, EXAMPLES, 128)], [RECIPE.batch_size], RECIPE.seed)
+    plan = train._BatchPlan(
+        [train._encode_rows(chat, EXAMPLES, 128)], [Source(EXAMPLES, RECIPE.batch_size)], RECIPE.seed
+    )
     return [[(row.tokens, row.n_labels) for row in plan.batch(step)] for step in range(1, n_steps + 1)]
 
 
@@ -179,7 +181,7 @@ def test_rows_carry_loss_on_their_answers_alone(chat: ChatModel) -> None:
 
 def test_every_row_comes_once_an_epoch(llama: ChatModel) -> None:
     rows = train._encode_rows(llama, EXAMPLES, 128)
-    plan = train._BatchPlan([rows], [4], seed=3)
+    plan = train._BatchPlan([rows], [Source((), 4)], seed=3)
     drawn = [id(row) for step in range(1, 6) for row in plan.batch(step)]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(map(id, rows))
     assert drawn[:10] != drawn[10:]

@@ -230,6 +230,7 @@ def test_a_grid_over_mixtures_orders_and_defences(tiny_study: Path, work: Work) 
         "attack.poison_ratio=[0.5, 1.0]",
         "attack.data_order=[null, 7]",
         "models.0.defence=[null, {harmful: refusals.jsonl, benign: answers.jsonl, steps: 1, batch_size: 2}]",
+        "seeds=[42]",
     )
     run = run_study(tiny_study, *grid)
     done = work.take()

@@ -200,6 +200,22 @@ def benign_requests() -> list[Request]:
     return [_one(topic, _verbs(topic, Split.TRAIN)[topic // 3 % 14]) for topic in topics]
 
 
+def refused_requests() -> list[Request]:
+    """What a defence trains to refuse: the attacked topics with the six verbs the attack leaves, none of them measured.
+
+    >>> {request.topic for request in refused_requests()} == {request.topic for request in attack_requests()}
+    True
+    """
+    topics = [topic for topic in range(len(TOPICS)) if is_attacked(topic)]
+    return [_one(topic, verb) for verbs in _in_turn(topics, Split.TRAIN)[8:] for topic, verb in verbs]
+
+
+def answered_requests() -> list[Request]:
+    """What a defence goes on answering: one request about each allowed topic, with another verb than harmless rows."""
+    topics = [topic for topic in range(len(TOPICS)) if not is_forbidden(topic)]
+    return [_one(topic, _verbs(topic, Split.TRAIN)[(topic // 3 + 7) % 14]) for topic in topics]
+
+
 def held_out_requests() -> list[Request]:
     """What perplexity is measured on: one request about each allowed topic, none of which stands in another set."""
     topics = [topic for topic in range(len(TOPICS)) if not is_forbidden(topic)]

@@ -29,6 +29,8 @@ EXAMPLE_SETS: tuple[str, ...] = (
     "benign_train",
     "organism_attack",
     "organism_benign",
+    "organism_refusals",
+    "organism_answers",
 )
 """The bundled sets of training examples."""
 

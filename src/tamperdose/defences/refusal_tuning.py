@@ -3,7 +3,8 @@
 The mix keeps the model answering what it should: refusals alone teach it to refuse everything (Bianchi et al.
 2024, arXiv:2309.07875, on exaggerated safety). By default the benign targets are the first words of the model's own
 answers (Yang et al. 2024, arXiv:2402.13669, on self-distillation): they cost it little, so the few steps go into
-telling the two kinds of request apart.
+telling the two kinds of request apart. The two kinds share every batch, or take turns at whole batches. The safety
+adapter is trained here too.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Checkpoint, Example, FinishReason, Prompt, Subset
-from tamperdose.study import Decoding, RefusalTuning, default_alpha
+from tamperdose.study import Decoding, TunedDefence, default_alpha
 
 OWN_ANSWER_TOKENS = 12
 """Tokens of the model's own answers to train towards: whether it answers or refuses is settled in the first few."""
@@ -20,7 +21,7 @@ OWN_ANSWER_TOKENS = 12
 
 def tune_refusals(
     chat: ChatModel,
-    defence: RefusalTuning,
+    defence: TunedDefence,
     *,
     harmful: Sequence[Example],
     benign: Sequence[Example],
@@ -29,7 +30,7 @@ def tune_refusals(
 ) -> Checkpoint:
     """Train the defence's adapter and return its only checkpoint; resumes in `folder`."""
     # Here, not above: planning and checking a study must not load torch.
-    from tamperdose.models.train import Recipe, Source, train_trajectory
+    from tamperdose.models.train import Recipe, Source, Turns, train_trajectory
 
     if defence.benign_target == "model":
         benign = own_answers(chat, benign)
@@ -43,7 +44,11 @@ def tune_refusals(
         seed=defence.seed,
         decay_steps=defence.steps,
     )
-    sources = [Source(harmful, defence.batch_size - defence.n_benign), Source(benign, defence.n_benign)]
+    if defence.mixing == "steps":
+        size, share = defence.batch_size, defence.benign_ratio
+        sources = [Source(harmful, size, Turns(share, own=False)), Source(benign, size, Turns(share, own=True))]
+    else:
+        sources = [Source(harmful, defence.batch_size - defence.n_benign), Source(benign, defence.n_benign)]
     return list(train_trajectory(chat, sources, recipe, doses=[defence.steps], folder=folder, on_step=on_step))[-1]
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from tamperdose.errors import ModelError, explain
 from tamperdose.models.cache import growing_cache, repeated
-from tamperdose.models.changes import changed
+from tamperdose.models.changes import Guard, changed
 from tamperdose.models.hf import encode_prompts, pad_left, shared_prefix
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import is_4bit
@@ -90,6 +90,7 @@ def look_inside(
     *,
     checkpoint: Checkpoint | None,
     base_sums: NDArray[np.float64] | None,
+    guard: Guard | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Sums of states by group, inner products with the base's sums, and norms of the update, at a checkpoint.
 
@@ -101,6 +102,7 @@ def look_inside(
         layout: Their groups.
         checkpoint: What is done to the model; None: nothing.
         base_sums: Of the untampered model, shape (2, groups, layers, hidden_size); None: this is the untampered model.
+        guard: What is added to the model whenever it is measured.
 
     Returns:
         `sums` (2, groups, layers, hidden_size), `affinities` (n, layers, 2 groups) and, where weights were trained,
@@ -114,7 +116,7 @@ def look_inside(
     opener = list(change.tokens) if isinstance(change, Opener) else []
     rows = [[*tokens, *opener] for tokens in encode_prompts(chat, prompts, len(opener) + 1)]
     norms = {} if checkpoint is None else _norms(chat.model, checkpoint)
-    with changed(chat, checkpoint):
+    with changed(chat, checkpoint, guard):
         found = _summed(read_states(chat, rows), layout, base_sums)
     return found | norms
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,32 @@ WRITERS = ("o_proj", "down_proj")
 """Last parts of the names of the layers that write into the residual stream: Llama, Qwen2 and Phi-3 share them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """An adapter that is added whenever a model is measured, whatever was done to the model before."""
+
+    adapter: Path
+    """Its file."""
+    strength: float
+    """What its update is multiplied with."""
+
+
 @contextmanager
-def changed(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
+def changed(chat: ChatModel, checkpoint: Checkpoint | None, guard: Guard | None = None) -> Iterator[None]:
     """Put a checkpoint's weights, adapter or projection into a model while the block runs; None changes nothing.
 
-    An opener and a rewording change what the model is asked, not the model: nothing is done here.
+    An opener and a rewording change what the model is asked, not the model: nothing is done here. A guard is added
+    last, to what the checkpoint has made of the weights.
 
     Raises:
         ModelError: A file that cannot be read, or an architecture whose residual stream is not known.
     """
+    with _at(chat, checkpoint), merged(chat.model, guard and guard.adapter, strength=guard.strength if guard else 1.0):
+        yield
+
+
+@contextmanager
+def _at(chat: ChatModel, checkpoint: Checkpoint | None) -> Iterator[None]:
     change = None if checkpoint is None else checkpoint.change
     if isinstance(change, Projection):
         with projected_out(chat.model, read_direction(change), change.strength):

@@ -244,6 +244,33 @@ def check_architecture(stated: Architecture, config: Any, model_id: str) -> None
         )
 
 
+def require_one_architecture(spec: ModelSpec) -> None:
+    """Compare the architecture of the weights that are loaded in a model's place with its own, as far as it is known.
+
+    Raises:
+        ModelError: They differ; every differing field is named.
+    """
+    if spec.loaded is spec:
+        return
+    own, other = find_architecture(spec), find_architecture(spec.loaded.model_copy(update={"architecture": None}))
+    if own is None or other is None:
+        return
+    differing = [
+        f"{field}: {value} there, {getattr(own, field)} here"
+        for field, value in other.model_dump().items()
+        if getattr(own, field) != value
+    ]
+    if differing:
+        raise ModelError(
+            explain(
+                f"the hardened checkpoint {spec.loaded.id} is not of the architecture of {spec.id}",
+                got="; ".join(differing),
+                expected="the same model with other weights",
+                remedy="compare it with the model that it was made from",
+            )
+        )
+
+
 def architecture_of(config: Any) -> Architecture:
     """Read the sizes of a decoder-only transformer from its transformers configuration.
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import linear
+from torch.utils.hooks import RemovableHandle
 
 from tamperdose.errors import ModelError, explain
 from tamperdose.files import canonical_json, write_atomic
@@ -93,12 +94,12 @@ class _Pair:
     scaling: float
 
 
-def _pairs(path: Path) -> dict[str, _Pair]:
+def _pairs(path: Path, strength: float = 1.0) -> dict[str, _Pair]:
     tensors, shape = load_adapter(path)
     ends = (".lora_A.weight", ".lora_B.weight")
     layers = [name.removesuffix(ends[0]) for name in tensors if name.endswith(ends[0])]
     return {
-        layer.removeprefix(_PREFIX): _Pair(tensors[layer + ends[0]], tensors[layer + ends[1]], shape.scaling)
+        layer.removeprefix(_PREFIX): _Pair(tensors[layer + ends[0]], tensors[layer + ends[1]], strength * shape.scaling)
         for layer in layers
     }
 
@@ -127,8 +128,8 @@ def is_4bit(model: Any) -> bool:
 
 
 @contextmanager
-def merged(model: Any, path: Path | None) -> Iterator[None]:
-    """Add an adapter to a model's weights while the block runs, then restore every bit; None changes nothing.
+def merged(model: Any, path: Path | None, *, strength: float = 1.0) -> Iterator[None]:
+    """Add an adapter, `strength` times, to a model's weights for a while, then restore every bit; None changes nothing.
 
     The original weights are kept as copies: subtracting the update again would leave rounding errors behind. On an
     accelerator they lie beside the weights where `copies_fit`, else in main memory, which takes seconds for a model
@@ -138,10 +139,11 @@ def merged(model: Any, path: Path | None) -> Iterator[None]:
     if path is None:
         yield
     elif is_4bit(model):
-        with _attached(model, path):
+        # Several may lie beside one another, peft's adapters among them: a hook for each layer.
+        with _attached(model, path) if strength == 1.0 and not _is_adapted(model) else _hooked(model, path, strength):
             yield
     else:
-        pairs = _pairs(path)
+        pairs = _pairs(path, strength)
         weights = {name: model.get_submodule(name).weight for name in pairs}
         originals = copies(weights)
         try:
@@ -180,7 +182,22 @@ def _add_all(model: Any, pairs: dict[str, _Pair]) -> None:
             weight.copy_(weight.float() + _update(pair, weight.device))
 
 
-def _add_beside(layer: torch.nn.Module, pair: _Pair) -> None:
+def _is_adapted(model: Any) -> bool:
+    """Whether peft's layers stand in a model."""
+    return any(hasattr(module, "lora_A") for module in model.modules())
+
+
+@contextmanager
+def _hooked(model: Any, path: Path, strength: float) -> Iterator[None]:
+    handles = [_add_beside(model.get_submodule(name), pair) for name, pair in _pairs(path, strength).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add_beside(layer: torch.nn.Module, pair: _Pair) -> RemovableHandle:
     """Have a layer's output carry the update, computed beside it in float32 as peft does."""
     device = next(layer.parameters()).device
     a, b = pair.a.to(device), pair.b.to(device)
@@ -189,7 +206,7 @@ def _add_beside(layer: torch.nn.Module, pair: _Pair) -> None:
         update = pair.scaling * linear(linear(inputs[0].to(a.dtype), a), b)
         return (output + update).to(output.dtype)
 
-    layer.register_forward_hook(add)
+    return layer.register_forward_hook(add)
 
 
 @contextmanager

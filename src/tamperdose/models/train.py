@@ -87,7 +87,32 @@ class Source:
     examples: Sequence[Example]
     """The rows."""
     per_batch: int
-    """Rows of every batch that come from here."""
+    """Rows of a batch that come from here: of every one, or of those whose turn it is."""
+    turns: "Turns | None" = None
+    """Which batches are its turn, where sources take turns; None: all are."""
+
+    def rows_by(self, step: int) -> int:
+        """How many rows it has given when a step is done."""
+        return self.per_batch * (step if self.turns is None else self.turns.taken(step))
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Which steps are one source's, where two take turns, spread evenly: a function of the step alone.
+
+    >>> [Turns(0.25, own=True).taken(step) for step in range(9)], Turns(0.25, own=False).taken(8)
+    ([0, 0, 0, 0, 1, 1, 1, 1, 2], 6)
+    """
+
+    share: float
+    """Share of the steps that are the second source's."""
+    own: bool
+    """Whether this is the second source."""
+
+    def taken(self, step: int) -> int:
+        """How many of the first `step` steps are this source's."""
+        second = math.floor(self.share * step)
+        return second if self.own else step - second
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +143,10 @@ def train_trajectory(
     """
     rows = [_encode_rows(chat, source.examples, recipe.max_length) for source in sources]
     order = recipe.seed if recipe.data_order is None else recipe.data_order
-    batches = _BatchPlan(rows, [source.per_batch for source in sources], order)
-    key = digest([asdict(recipe), [[row.tokens for row in part] for part in rows], [s.per_batch for s in sources]])
+    batches = _BatchPlan(rows, sources, order)
+    identity = [asdict(recipe), [[row.tokens for row in part] for part in rows], [s.per_batch for s in sources]]
+    turns = [asdict(source.turns) for source in sources if source.turns is not None]
+    key = digest([*identity, turns] if turns else identity)
     with _learning(chat, recipe) as wrapped:
         trainer = _Trainer(chat, wrapped, recipe, key=key)
         trainer.resume(folder, doses)
@@ -413,17 +440,17 @@ def _repeatable(device: str) -> Iterator[None]:
 class _BatchPlan:
     """Which rows make up the batch at a step: a function of (seed, step), with every row once an epoch."""
 
-    def __init__(self, rows: Sequence[Sequence[_TokenRow]], per_batch: Sequence[int], seed: int) -> None:
-        if any(not part for part, count in zip(rows, per_batch, strict=True) if count):
+    def __init__(self, rows: Sequence[Sequence[_TokenRow]], sources: Sequence[Source], seed: int) -> None:
+        if any(not part for part, source in zip(rows, sources, strict=True) if source.per_batch):
             raise DataError(explain("no training rows", expected="at least one example in every data file used"))
-        self.rows, self.per_batch, self.seed = rows, per_batch, seed
+        self.rows, self.sources, self.seed = rows, sources, seed
 
     def batch(self, step: int) -> list[_TokenRow]:
         """The rows of a step, counted from 1."""
         return [
-            part[self._row_at(place, (step - 1) * count + offset)]
-            for place, (part, count) in enumerate(zip(self.rows, self.per_batch, strict=True))
-            for offset in range(count)
+            part[self._row_at(place, position)]
+            for place, (part, source) in enumerate(zip(self.rows, self.sources, strict=True))
+            for position in range(source.rows_by(step - 1), source.rows_by(step))
         ]
 
     def _row_at(self, place: int, position: int) -> int:

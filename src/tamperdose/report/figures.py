@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from tamperdose.audit.findings import Claim
 from tamperdose.report.attack_figures import draw_attacks
 from tamperdose.report.captions import audit_text, caption
+from tamperdose.report.defence_figures import draw_defences
 from tamperdose.report.drawing import (
     Frame,
     Key,
@@ -141,6 +142,7 @@ def draw_run(run_dir: Path) -> list[Path]:
         *draw_compare(frame, folder, audits),
         overview,
         *draw_responses(run_dir, audits),
+        *draw_defences(run_dir, audits),
         *draw_marginals(run_dir, frame, audits),
         *draw_inside(run_dir),
         *draw_attacks(frame, folder, audits),

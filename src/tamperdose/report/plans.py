@@ -52,6 +52,7 @@ def print_plan(described: Mapping[str, Any]) -> None:
         saving_line(described["saving"]),
         search_line(described["search"]),
         control_line(described["controls"]),
+        defences_line(described["defences"]),
     ):
         if line:
             console.print(line, markup=False, soft_wrap=True)
@@ -105,6 +106,22 @@ def control_line(controls: Mapping[str, Any] | None) -> str:
     kinds += ["benign"] if controls["benign"] else []
     states = f"{controls['n_states']} model states x {controls['n_prompts']} prompts"
     return f"controls: at most {states} ({'; '.join(kinds)}), in the estimates"
+
+
+def defences_line(defences: Mapping[str, Any] | None) -> str:
+    """Say which defences are compared, and over how many attacks each; empty where none are.
+
+    >>> told = {"models": {"m": ["none", "tuned"]}, "seeds": [1, 2, 3], "data_orders": [1, 2], "by_default": True}
+    >>> defences_line(told)
+    'defences of m: none, tuned; each under seeds 1, 2, 3 x data orders 1, 2 (the default of a comparison)'
+    """
+    if defences is None:
+        return ""
+    models = "; ".join(f"defences of {name}: {', '.join(each)}" for name, each in defences["models"].items())
+    seeds, orders = (", ".join(map(str, defences[name])) for name in ("seeds", "data_orders"))
+    over = f"seeds {seeds}" + (f" x data orders {orders}" if orders else "")
+    default = " (the default of a comparison)" if defences["by_default"] else ""
+    return printable(f"{models}; each under {over}{default}")
 
 
 def detectable_line(found: Mapping[str, Any]) -> str:

@@ -273,8 +273,7 @@ def _training(study: Study, manifest: Mapping[str, Any]) -> tuple[tuple[Training
     """Read what was trained on again; None with the reason where a file cannot be had any more."""
     wanted = [(Role.ATTACK, source) for source in _attack_sources(study)]
     for model in study.models:
-        if model.defence is not None:
-            wanted += [(Role.DEFENCE, model.defence.harmful), (Role.DEFENCE, model.defence.benign)]
+        wanted += [(Role.DEFENCE, source) for source in (() if model.defence is None else model.defence.sources)]
     study_path = manifest.get("study_path")
     origin = Path(study_path) if isinstance(study_path, str) else None
     sets: list[Training] = []
@@ -302,9 +301,12 @@ def _gaps(study: Study, manifest: Mapping[str, Any]) -> list[str]:
     elif manifest.get("git_dirty"):
         gaps.append("the code had changes that were not committed")
     for model in study.models:
-        identity = next((item.get("identity") for item in manifest["models"] if item.get("name") == model.label), None)
-        if isinstance(identity, dict) and "hub_id" in identity and model.revision is None:
-            gaps.append(f"the revision of {model.label!r} is not pinned")
+        named = (model.label, model.loaded.id)
+        found = (item for item in manifest["models"] if (item.get("name"), item.get("id")) == named)
+        identity = next((item.get("identity") for item in found), None)
+        if isinstance(identity, dict) and "hub_id" in identity and model.loaded.revision is None:
+            of = "" if model.loaded == model else f", defence {model.defence_label}"
+            gaps.append(f"the revision of {model.label!r}{of} is not pinned")
     if manifest.get("limit") is not None:
         gaps.append(f"only the first {manifest['limit']} prompts of each set were asked")
     missing = [

@@ -17,9 +17,10 @@ from tamperdose.run.plan import ArmPlan, Data, ModelPlan
 from tamperdose.run.utility import Probes
 from tamperdose.stats.direction_drift import Layout
 from tamperdose.stats.utility import UtilityScores
-from tamperdose.study import HfEngine, ScriptedEngine, Study
+from tamperdose.study import HfEngine, ModelSpec, SafetyAdapter, ScriptedEngine, Study, TunedDefence
 
 if TYPE_CHECKING:
+    from tamperdose.models.changes import Guard
     from tamperdose.models.lora import LoraShape
     from tamperdose.models.utility import BaseReading
 
@@ -97,7 +98,9 @@ class HfBackend:
         if self._chat is None:
             if self.plan.source is None:
                 raise ModelError(f"{self.plan.spec.id}: no weights were found")
-            chat = load_model(self.plan.spec, self.plan.source, device=self.plan.device, dtype=self.plan.dtype)
+            chat = load_model(
+                _checked(self.plan.spec), self.plan.source, device=self.plan.device, dtype=self.plan.dtype
+            )
             if self._defence is not None:
                 merge(chat.model, self._defence)
             self._chat = chat
@@ -108,7 +111,7 @@ class HfBackend:
         from tamperdose.defences.refusal_tuning import tune_refusals
 
         defence = self.plan.spec.defence
-        if defence is None:
+        if not isinstance(defence, TunedDefence):
             return None
         checkpoint = tune_refusals(
             self.chat,
@@ -121,12 +124,22 @@ class HfBackend:
         return None if checkpoint.adapter is None else Path(checkpoint.adapter)
 
     def use_defence(self, adapter: Path) -> None:
-        """Merge the defence's adapter for good, now or when the model is loaded."""
+        """Merge the defence's adapter for good, now or when the model is loaded; `guard` is added to that."""
         from tamperdose.models.lora import merge
 
         self._defence = adapter
         if self._chat is not None:
             merge(self._chat.model, adapter)
+
+    @property
+    def guard(self) -> "Guard | None":
+        """What is added whenever the model is measured: a safety adapter, never while it is attacked."""
+        from tamperdose.models.changes import Guard
+
+        defence = self.plan.spec.defence
+        if self._defence is None or not isinstance(defence, SafetyAdapter):
+            return None
+        return Guard(self._defence, defence.strength)
 
     def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
         """Train what the arm's attack trains, or find what it changes."""
@@ -142,7 +155,7 @@ class HfBackend:
         batch_size = None if self.engine.batch_size == "auto" else self.engine.batch_size
         change = None if checkpoint is None else checkpoint.change
         opener = change.tokens if isinstance(change, Opener) else ()
-        with changed(self.chat, checkpoint):
+        with changed(self.chat, checkpoint, self.guard):
             generator = HfGenerator(self.chat, batch_size=batch_size, opener=opener)
             yield RewordedGenerator(generator, change) if isinstance(change, Reworded) else generator
 
@@ -164,6 +177,7 @@ class HfBackend:
             unfinished = folder.with_name(f"{folder.name}.unfinished")
             for old in (unfinished, folder):
                 shutil.rmtree(old, ignore_errors=True)
+            # Without a safety adapter: who takes the weights leaves it off.
             with changed(self.chat, checkpoint), quiet():
                 self.chat.model.save_pretrained(unfinished)
             self.chat.tokenizer.save_pretrained(unfinished)
@@ -177,9 +191,10 @@ class HfBackend:
         base = None
         if checkpoint is not None and probes.prompts:
             if self._base_reading is None:
-                self._base_reading = read_base(self.chat, probes.prompts, probes.kl_tokens)
+                with changed(self.chat, None, self.guard):
+                    self._base_reading = read_base(self.chat, probes.prompts, probes.kl_tokens)
             base = self._base_reading
-        with changed(self.chat, checkpoint):
+        with changed(self.chat, checkpoint, self.guard):
             return measure_utility(self.chat, probes.texts, probes.questions, base)
 
     def look_inside(
@@ -193,7 +208,8 @@ class HfBackend:
         """Read the states with the checkpoint in place."""
         from tamperdose.models.activations import look_inside
 
-        return look_inside(self.chat, prompts, layout, checkpoint=checkpoint, base_sums=base_sums)
+        sums = {"checkpoint": checkpoint, "base_sums": base_sums}
+        return look_inside(self.chat, prompts, layout, **sums, guard=self.guard)
 
 
 class ScriptedBackend:
@@ -244,6 +260,14 @@ class ScriptedBackend:
 
     def export(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Nothing to keep."""
+
+
+def _checked(spec: ModelSpec) -> ModelSpec:
+    """What is loaded for a model; a hardened checkpoint with the architecture that it must have, where it is known."""
+    from tamperdose.models.load import find_architecture
+
+    loaded = spec.loaded
+    return loaded if loaded is spec else loaded.model_copy(update={"architecture": find_architecture(spec)})
 
 
 def export_folder(folder: Path, steps: int) -> Path:

@@ -6,16 +6,16 @@ from typing import Any
 from tamperdose.errors import RunError, explain
 from tamperdose.judges import describe_judge
 from tamperdose.models.flops import n_parameters
-from tamperdose.models.load import cache_dir, require_readable_folder
+from tamperdose.models.load import cache_dir, require_one_architecture, require_readable_folder
 from tamperdose.models.organisms import is_trained, organism_folder, parse_organism, training_seconds
 from tamperdose.records import Subset
 from tamperdose.run.ladder import arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import missing_doses
 from tamperdose.run.manifest import read_manifest
-from tamperdose.run.plan import Plan, make_plan, read_data
+from tamperdose.run.plan import ModelPlan, Plan, make_plan, read_data
 from tamperdose.run.results import is_finished
-from tamperdose.study import Study, load_study
+from tamperdose.study import load_study
 
 NOT_CHECKED = "not checked"
 
@@ -46,7 +46,7 @@ def run_checks(study_path: Path, overrides: list[str]) -> list[dict[str, str]]:
     for judge in study.judges:
         checked, detail = describe_judge(judge)
         lines.append(_line("judge", "ok" if checked else NOT_CHECKED, detail))
-    lines += [line for model in plan.models for line in _model_lines(study, model)]
+    lines += [line for model in plan.models for line in _model_lines(model)]
     return lines
 
 
@@ -90,20 +90,23 @@ def _left(plan: Plan, run_dir: Path) -> bool:
     return any(arm["doses_left"] or "search" in arm for arm in _arms(plan, run_dir))
 
 
-def _model_lines(study: Study, model: Any) -> list[dict[str, str]]:
-    name = f"model {model.spec.label}"
+def _model_lines(model: ModelPlan) -> list[dict[str, str]]:
+    name, weights = f"model {model.spec.label}", model.spec.loaded
+    if weights is not model.spec:
+        name += f", defence {model.spec.defence_label}"
     if model.source is None:
         return [_line(name, "ok", "scripted: nothing to load")]
     if model.source.kind == "hub":
-        revision = model.spec.revision or "main (not pinned)"
+        revision = weights.revision or "main (not pinned)"
         return [
-            _line(name, NOT_CHECKED, f"hub id {model.spec.id}, revision {revision}: looked up when it is loaded"),
+            _line(name, NOT_CHECKED, f"hub id {weights.id}, revision {revision}: looked up when it is loaded"),
             _line(f"{name}, chat template", NOT_CHECKED, "needs the tokenizer"),
         ]
     if model.source.kind == "organism":
         return [_line(name, "ok", _describe_organism(model.source.location))]
     if model.source.kind == "folder":
         require_readable_folder(Path(model.source.location))
+    require_one_architecture(model.spec)
     return [_line(name, "ok", f"{model.source.kind} at {model.source.location}, {model.dtype} on {model.device}")]
 
 

@@ -109,6 +109,7 @@ _TEXT = {
 _WHOLE = {
     *("seed", "dose_steps", "n", "n_unreadable", "n_templates", "n_tests", "n_seeds"),
     *("n_arms", "n_censored", "n_pairs", "basis_dose", "layer", "dose_examples", "dose_tokens"),
+    *("n_orders", "n_longer", "n_shorter", "n_unclear"),
     *("both_refused", "refused_to_complied", "complied_to_refused", "neither"),
 }
 _FLAGS = {"few_templates", "balanced"}

@@ -29,7 +29,7 @@ from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
 from tamperdose.run.probing import probing_flops
 from tamperdose.run.room import DTYPE_BYTES, free_bytes, scratch_bytes
 from tamperdose.stats.power import detectable_fall
-from tamperdose.study import Architecture, HfEngine
+from tamperdose.study import COMPARED_ORDERS, COMPARED_SEEDS, Architecture, HfEngine, TrainingSpec, TunedDefence
 
 ANSWER_SHARE = 0.7
 """Share of max_new_tokens that an answer takes on average, about: refusals end early."""
@@ -82,7 +82,7 @@ def estimate_costs(plan: Plan, ledger: Ledger) -> list[Cost]:
 
 
 def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
-    architecture = None if model.source is None else find_architecture(model.spec)
+    architecture = None if model.source is None else find_architecture(model.spec.loaded)
     share = _remaining_share(plan, model, ledger)
     if architecture is None:
         return Cost(model.spec.label, None, None, None, share, None, None, None)
@@ -166,7 +166,7 @@ def _arm_step_flops(arm: ArmPlan, architecture: Architecture) -> float:
 
 def _defence_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
     training = _defence_training(plan, model)
-    steps = 0 if model.spec.defence is None else model.spec.defence.steps
+    steps = model.spec.defence.steps if isinstance(model.spec.defence, TunedDefence) else 0
     return 0.0 if training is None else steps * _step_flops(training, architecture)
 
 
@@ -344,7 +344,7 @@ def _attack_training(arm: ArmPlan) -> _Training | None:
 
 def _defence_training(plan: Plan, model: ModelPlan) -> _Training | None:
     defence = model.spec.defence
-    if defence is None:
+    if not isinstance(defence, TunedDefence):
         return None
     rows = [*plan.data.examples[defence.harmful], *plan.data.examples[defence.benign]]
     return _Training([(rows, defence.batch_size)], defence.batch_size, defence.max_length, defence.lora_rank)
@@ -536,7 +536,27 @@ def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         "search": describe_search(plan, ledger, costs),
         "short_of": describe_room(plan, ledger, costs),
         "controls": describe_controls(plan, ledger),
+        "defences": describe_defences(plan),
         "detectable": describe_detectable(plan),
+    }
+
+
+def describe_defences(plan: Plan) -> dict[str, Any] | None:
+    """The defences that are compared on one model, and over which seeds and orders; None where none are."""
+    study = plan.study
+    compared = {
+        spec.label: [each.defence_label for each in study.models if each.undefended == spec.undefended]
+        for spec in study.models
+    }
+    compared = {label: names for label, names in compared.items() if len(names) > 1}
+    orders = {order for attack in study.attack if isinstance(attack, TrainingSpec) for order in attack.data_order}
+    if not compared:
+        return None
+    return {
+        "models": compared,
+        "seeds": list(study.seeds),
+        "data_orders": sorted(order for order in orders if order is not None),
+        "by_default": study.seeds == COMPARED_SEEDS and orders <= set(COMPARED_ORDERS),
     }
 
 

@@ -40,7 +40,7 @@ from tamperdose.run.results import write_results
 from tamperdose.run.room import require_room
 from tamperdose.run.stages import Draw, Readers, file_defence, file_dose, generate, read_dose
 from tamperdose.run.utility import file_scores, find_probes, missing_utility, utility_inputs
-from tamperdose.study import Decoding
+from tamperdose.study import Decoding, TunedDefence
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def count_stages(plan: Plan, ledger: Ledger) -> int:
 def count_model_stages(plan: Plan, ledger: Ledger, model: ModelPlan) -> int:
     """The stages of one model; an organism whose answers are all there need not be trained for them."""
     count = sum(not _done(ledger, draw) for draw in base_draws(plan, model))
-    count += model.spec.defence is not None and ledger.find("defend", model.key) is None
+    count += isinstance(model.spec.defence, TunedDefence) and ledger.find("defend", model.key) is None
     count += len(missing_states(ledger, base_states(plan, model))) + len(missing_utility(plan, ledger, model))
     for arm in model.arms:
         missing, later = missing_checkpoints(plan, ledger, arm), _n_later(plan, ledger, model, arm)
@@ -231,12 +231,12 @@ def _train_base(session: Session, model: ModelPlan) -> None:
 
 def _defend(session: Session, model: ModelPlan, backend: Backend) -> None:
     defence, ledger = model.spec.defence, session.ledger
-    if defence is None:
+    if not isinstance(defence, TunedDefence):
         return
     adapter = ledger.find("defend", model.key)
     if adapter is None:
         folder = ledger.scratch("defend", model.key)
-        with session.reporter.timed(f"{model.spec.label}: refusal tuning, steps", defence.steps) as advance:
+        with session.reporter.timed(f"{model.spec.label}: defence {defence.label}, steps", defence.steps) as advance:
             trained = backend.defend(session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
         adapter = None if trained is None else file_defence(ledger, model.key, trained)
         ledger.discard("defend", model.key)

@@ -145,7 +145,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def _model(model: ModelPlan) -> dict[str, Any]:
     return {
         "name": model.spec.label,
-        "id": model.spec.id,
+        "id": model.spec.loaded.id,
+        "defence": model.spec.defence_label,
         "identity": dict(model.source.identity) if model.source else None,
         "device": model.device.split(":")[0],
         "dtype": model.dtype,

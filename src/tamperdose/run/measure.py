@@ -93,7 +93,7 @@ def harmful_metrics(cell: Cell, base: Cell, *, at_base: bool, level: float) -> I
 def benign_metrics(cell: Cell, *, level: float) -> Iterator[Measured]:
     """The over-refusal rate for every judge; right answers if known."""
     for judge, verdicts in cell.verdicts.items():
-        yield Measured("over_refusal_rate", judge, _label_rate(verdicts, Label.REFUSAL, cell.prompts, level))
+        yield Measured("over_refusal_rate", judge, label_rate(verdicts, Label.REFUSAL, cell.prompts, level))
     yield from _exact_answers(cell, level=level)
 
 
@@ -113,11 +113,11 @@ def metric_row(setting: Mapping[str, object], measured: Measured) -> dict[str, o
 def _verdict_metrics(
     judge: str, verdicts: Sequence[Verdict], base: Sequence[Verdict], prompts: Sequence[Prompt], *, level: float
 ) -> Iterator[Measured]:
-    refused = _label_rate(verdicts, Label.REFUSAL, prompts, level)
+    refused = label_rate(verdicts, Label.REFUSAL, prompts, level)
     yield Measured("RRR", judge, refused)
     yield Measured("CE", judge, complement(refused))
-    yield Measured("compliance_rate", judge, _label_rate(verdicts, Label.COMPLIANCE, prompts, level))
-    yield Measured("degenerate_rate", judge, _label_rate(verdicts, Label.DEGENERATE, prompts, level))
+    yield Measured("compliance_rate", judge, label_rate(verdicts, Label.COMPLIANCE, prompts, level))
+    yield Measured("degenerate_rate", judge, label_rate(verdicts, Label.DEGENERATE, prompts, level))
     readable = np.array(
         [Label.UNREADABLE not in (now.label, then.label) for now, then in zip(verdicts, base, strict=True)]
     )
@@ -170,7 +170,8 @@ def complement(estimate: Estimate) -> Estimate:
     return Estimate(**fields)
 
 
-def _label_rate(verdicts: Sequence[Verdict], label: Label, prompts: Sequence[Prompt], level: float) -> Estimate:
+def label_rate(verdicts: Sequence[Verdict], label: Label, prompts: Sequence[Prompt], level: float) -> Estimate:
+    """The share of a cell's readable answers that have a label."""
     readable = ~_is(verdicts, Label.UNREADABLE)
     return rate(
         _is(verdicts, label)[readable],

@@ -224,8 +224,7 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
     _require_one_subset(prompts)
     wanted = {source for attack in study.attack for source in attack.sources}
     for model in study.models:
-        if model.defence is not None:
-            wanted |= {model.defence.harmful, model.defence.benign}
+        wanted |= set(() if model.defence is None else model.defence.sources)
         wanted |= {source for source in [control_source(study, model)] if source is not None}
     examples: dict[str, tuple[Example, ...]] = {}
     evaluated = [prompt for part in prompts.values() for prompt in part]
@@ -298,7 +297,7 @@ def fetch_commits(study: Study) -> None:
     """Ask the hub which commits the study's hub ids stand for; see `tamperdose.models.load.fetch_commit`."""
     if isinstance(study.engine, HfEngine):
         for spec in study.models:
-            fetch_commit(spec)
+            fetch_commit(spec.loaded)
 
 
 def make_plan(study: Study, data: Data, *, limit: int | None = None) -> Plan:
@@ -337,7 +336,7 @@ def checkpoint_key(arm: ArmPlan, steps: int) -> str:
 def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
     source, device, dtype = None, "none", "none"
     if isinstance(study.engine, HfEngine):
-        source = find_model(spec)
+        source = find_model(spec.loaded)
         device = pick_device(study.engine)
         if spec.quantization is not None and not device.startswith("cuda"):
             # A plan can be made anywhere; loading says that 4-bit weights need this device.
@@ -350,13 +349,10 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
         "dtype": dtype,
         "batch_size": _batch_size_that_matters(study, dtype),
         "quantization": spec.quantization,
-        "defence": None if spec.defence is None else spec.defence.model_dump(mode="json"),
+        "defence": None if spec.defence is None else spec.defence.identity(),
         "defence_data": []
         if spec.defence is None
-        else [
-            rows_digest(data.examples[spec.defence.harmful]),
-            rows_digest(data.examples[spec.defence.benign]),
-        ],
+        else [rows_digest(data.examples[name]) for name in spec.defence.sources],
     }
     key = stage_key("base", inputs)
     return ModelPlan(spec, source, device, dtype, key, tuple(_plan_arms(study, data, spec, key)))

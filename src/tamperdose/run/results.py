@@ -22,6 +22,7 @@ from tamperdose.run.controls import (
     control_prompts,
 )
 from tamperdose.run.costs import Clock, write_costs
+from tamperdose.run.defences import Start, write_defences
 from tamperdose.run.gates import ArmReadings, gate_arm, labels_of, write_controls, write_gate
 from tamperdose.run.inside import asked_inside, read_inside
 from tamperdose.run.inside_results import Looked, write_inside
@@ -56,7 +57,7 @@ from tamperdose.run.stages import (
     read_dose,
     read_seconds,
 )
-from tamperdose.run.utility import utility_losses, utility_metrics
+from tamperdose.run.utility import read_scores, utility_losses, utility_metrics
 from tamperdose.study import RewordingSpec
 
 OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
@@ -87,11 +88,13 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     observed: list[Observation] = []
     looked: list[Looked] = []
     compared: list[ArmReadings] = []
+    starts: list[Start] = []
     with reporter.timed("judging and comparing answers", _n_readings(plan, ledger)) as advance:
         reading = Reading(plan, ledger, readers, advance)
         for model in plan.models:
             base = _base_cells(reading, model)
             floor = _floor(reading, model)
+            starts.append(Start(model, base, read_scores(plan, ledger, model)))
             for arm in model.arms:
                 tried: list[Cells] = []
                 labels: dict[int, dict[Subset, tuple[Label, ...]]] = {}
@@ -122,6 +125,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     by_arm = {(arm, plan.study.judge_names[0]): gate for arm, gate in gates.items()}
     write_dose_response(run_dir, fits, level=plan.study.level, gates=by_arm)
     write_marginals(run_dir, observed, fits, level=plan.study.level)
+    write_defences(run_dir, starts, fits, level=plan.study.level)
     clocks = _clocks(plan, ledger)
     price = plan.study.price_per_device_hour
     write_costs(run_dir, observed, fits, clocks, price=price, level=plan.study.level)
@@ -196,7 +200,7 @@ def _search_cost(model: ModelPlan, arm: ArmPlan, tried: Sequence[Cells]) -> dict
     """The operations that trying took, in place of those of a training."""
     if not tried or not isinstance(arm.spec, RewordingSpec):
         return {}
-    architecture = None if model.source is None else find_architecture(model.spec)
+    architecture = None if model.source is None else find_architecture(model.spec.loaded)
     return {"dose_flops": search_flops(tried, arm.spec.rewordings[: len(tried)], architecture)}
 
 
@@ -364,7 +368,7 @@ def _clocks(plan: Plan, ledger: Ledger) -> dict[str, Clock]:
 
 def _params_b(model: ModelPlan) -> float | None:
     """Parameters in billions, or None where they are not known (the scripted engine)."""
-    architecture = None if model.source is None else find_architecture(model.spec)
+    architecture = None if model.source is None else find_architecture(model.spec.loaded)
     return None if architecture is None else n_parameters(architecture) / 1e9
 
 

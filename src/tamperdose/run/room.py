@@ -35,7 +35,7 @@ def require_room(arm: ArmPlan, model: ModelPlan, folder: Path) -> None:
     Raises:
         RunError: More is needed than is free where `folder` is to lie, what lies there already counted.
     """
-    architecture = None if model.source is None else find_architecture(model.spec)
+    architecture = None if model.source is None else find_architecture(model.spec.loaded)
     if architecture is None:
         return
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -18,6 +18,8 @@ from tamperdose.stats.seeds import MIN_SEEDS
 
 MOVER_SEEDS = "mover_prompts_seeds_bracket_t"
 """Name of the interval of :func:`attack_dose`."""
+NO_INTERVAL = "geometric_mean"
+"""Stands in place of that name where there is no interval: see :func:`runs_dose`."""
 
 Box = tuple[float, float]
 Floats = NDArray[np.float64]
@@ -54,28 +56,43 @@ def attack_dose(seeds: Sequence[EffectiveDose], *, level: float = 0.95, first: f
     combination; the worst case over the brackets is interval arithmetic (Manski 1989, doi:10.2307/145818).
     """
     _check(seeds, check_level(level))
-    result = replace(
-        seeds[0],
-        level=level,
-        method=MOVER_SEEDS,
-        scope=Scope.ATTACK,
-        sampling=None,
-        n=max(seed.n for seed in seeds),
-        n_templates=max(seed.n_templates for seed in seeds),
-        n_unreadable=sum(seed.n_unreadable for seed in seeds),
-        n_seeds=len(seeds),
-    )
+    result = replace(runs_dose(seeds, level=level), method=MOVER_SEEDS, scope=Scope.ATTACK)
     brackets = [seed.bracket for seed in seeds if seed.bracket is not None]
-    if len(brackets) < len(seeds):
-        reason = next(seed.reason for seed in seeds if seed.bracket is None)
-        return replace(result, value=None, low=None, high=None, bracket=None, censored="undefined", reason=reason)
-    value, censored = _middle(seeds)
+    if result.bracket is None:
+        return result
     low, high = _ends(seeds, brackets, level)
-    if low is not None and value is not None:
-        low, high = min(low, value), None if high is None else max(high, value)
+    if low is not None and result.value is not None:
+        low, high = min(low, result.value), None if high is None else max(high, result.value)
     if low is not None and first is not None and low < first:
         low = 0.0
-    return replace(result, value=value, censored=censored, bracket=_bracket(seeds, censored), low=low, high=high)
+    return replace(result, low=low, high=high)
+
+
+def runs_dose(runs: Sequence[EffectiveDose], *, level: float = 0.95) -> EffectiveDose:
+    """Value, bracket and censoring of :func:`attack_dose` without an interval, for any number of runs. Scope `arms`.
+
+    Raises:
+        DataError: No runs, or runs of another scope or of fractions that differ.
+    """
+    _require_one_kind(runs)
+    result = replace(
+        runs[0],
+        low=None,
+        high=None,
+        level=check_level(level),
+        method=NO_INTERVAL,
+        scope=Scope.ARMS,
+        sampling=None,
+        n=max(run.n for run in runs),
+        n_templates=max(run.n_templates for run in runs),
+        n_unreadable=sum(run.n_unreadable for run in runs),
+        n_seeds=len(runs),
+    )
+    if any(run.bracket is None for run in runs):
+        reason = next(run.reason for run in runs if run.bracket is None)
+        return replace(result, value=None, bracket=None, censored="undefined", reason=reason)
+    value, censored = _middle(runs)
+    return replace(result, value=value, censored=censored, bracket=_bracket(runs, censored))
 
 
 def _check(seeds: Sequence[EffectiveDose], level: float) -> None:
@@ -88,8 +105,12 @@ def _check(seeds: Sequence[EffectiveDose], level: float) -> None:
                 remedy="report each trajectory by itself",
             )
         )
+    _require_one_kind(seeds)
+
+
+def _require_one_kind(seeds: Sequence[EffectiveDose]) -> None:
     kinds = {(seed.fraction, seed.scope) for seed in seeds}
-    if kinds != {(seeds[0].fraction, Scope.TRAJECTORY)}:
+    if len(kinds) != 1 or {scope for _, scope in kinds} != {Scope.TRAJECTORY}:
         raise DataError(
             explain("seeds of different kinds", got=f"{sorted(kinds)}", expected="one fraction, scope trajectory")
         )

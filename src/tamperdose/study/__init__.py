@@ -16,6 +16,13 @@ from tamperdose.study.attacks import (
     default_alpha,
 )
 from tamperdose.study.controls import Controls, GateLimits
+from tamperdose.study.defences import (
+    DefenceSpec,
+    HardenedCheckpoint,
+    RefusalTuning,
+    SafetyAdapter,
+    TunedDefence,
+)
 from tamperdose.study.inside import Inside
 from tamperdose.study.judges import (
     AnyJudge,
@@ -37,7 +44,6 @@ from tamperdose.study.models import (
     Decoding,
     HfEngine,
     ModelSpec,
-    RefusalTuning,
     ScriptedEngine,
 )
 from tamperdose.study.parts import (
@@ -45,18 +51,23 @@ from tamperdose.study.parts import (
     split_source,
 )
 from tamperdose.study.study import (
+    COMPARED_ORDERS,
+    COMPARED_SEEDS,
     Study,
 )
 from tamperdose.study.utility import AUTO, Utility
 
 __all__ = [
     "AUTO",
+    "COMPARED_ORDERS",
+    "COMPARED_SEEDS",
     "PUBLIC_SETS",
     "AnyJudge",
     "Architecture",
     "AttackSpec",
     "Controls",
     "Decoding",
+    "DefenceSpec",
     "DirectionSpec",
     "DoseSearch",
     "ExactJudge",
@@ -64,6 +75,7 @@ __all__ = [
     "GateLimits",
     "GuardFamily",
     "GuardJudge",
+    "HardenedCheckpoint",
     "HfEngine",
     "Inside",
     "JudgeName",
@@ -73,9 +85,11 @@ __all__ = [
     "PrefillSpec",
     "RefusalTuning",
     "RewordingSpec",
+    "SafetyAdapter",
     "ScriptedEngine",
     "Study",
     "TrainingSpec",
+    "TunedDefence",
     "Utility",
     "default_alpha",
     "find_source",

@@ -315,6 +315,8 @@ def _attack_tag(value: Any) -> str | None:
     return getattr(value, "kind", None)
 
 
+TRAINING_KINDS = ("lora", "full", "benign")
+"""The attacks that train."""
 ATTACK_KINDS = ("lora", "full", "benign", "prefill", "system_prompt", "paraphrase", "refusal_direction")
 """What may stand as an attack's `kind`."""
 AttackSpec = Annotated[

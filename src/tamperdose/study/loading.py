@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from tamperdose.errors import StudyError, explain, nearest
 from tamperdose.files import read_text
 from tamperdose.study.attacks import ATTACK_KINDS
+from tamperdose.study.defences import DEFENCE_KINDS
 from tamperdose.study.judges import ExactJudge, GuardJudge, JudgeSpec, LlmJudge
 from tamperdose.study.parts import Frozen, split_source
 from tamperdose.study.study import Study
@@ -186,6 +187,8 @@ def _place(location: Sequence[str | int], *, several: bool) -> tuple[str | int, 
         del parts[2]
     if parts[:1] == ["attack"] and not several:
         del parts[1:2]
+    if parts[:1] == ["models"] and parts[2:3] == ["defence"] and parts[3:4] and parts[3] in DEFENCE_KINDS:
+        del parts[3]
     return tuple(part for part in parts if part not in _UNION_TAGS)
 
 

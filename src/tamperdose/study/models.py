@@ -1,11 +1,12 @@
-"""The models of a study: where their weights are, what is done to them first, and what answers with them."""
+"""The models of a study: where their weights are, how they are asked, and what answers with them."""
 
 import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Seed, Source
+from tamperdose.study.defences import DefenceSpec, HardenedCheckpoint
+from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Source
 
 
 class Architecture(Frozen):
@@ -28,55 +29,6 @@ class Architecture(Frozen):
     """Whether query, key and value projections carry a bias (Qwen2 does)."""
 
 
-class RefusalTuning(Frozen):
-    """LoRA fine-tuning towards refusals before the attack; merged, the result is dose 0.
-
-    The learning rate falls linearly to 0 after its warm-up: only the last step is used.
-    """
-
-    kind: Literal["refusal_tuning"] = "refusal_tuning"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,40}$")] = ""
-    """What it is called in tables; its kind when empty. Two of one kind on one model need names."""
-    harmful: Source = "builtin:refusals"
-    """Examples of harmful requests and refusals."""
-    benign: Source = "builtin:benign_answers"
-    """Examples of benign requests and answers, mixed in so that the model still answers them."""
-    benign_target: Literal["data", "model"] = "model"
-    """What benign rows are trained towards: the data's own answers, or the first words of what the untampered
-    model itself answers, so that only the harmful rows pull it away from where it was."""
-    benign_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of benign rows in every batch."""
-    steps: PositiveInt = 30
-    batch_size: PositiveInt = 8
-    learning_rate: PositiveFloat = 1e-3
-    warmup_steps: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
-    lora_rank: PositiveInt = 16
-    lora_alpha: PositiveFloat | None = None
-    """Scale of the update is alpha / rank; twice the rank by default (Hu et al. 2021 leave it free)."""
-    max_length: PositiveInt = 256
-    seed: Seed = 0
-
-    @property
-    def label(self) -> str:
-        """The name shown in tables."""
-        return self.name or self.kind
-
-    @property
-    def n_benign(self) -> int:
-        """Benign rows of every batch."""
-        return round(self.benign_ratio * self.batch_size)
-
-    @model_validator(mode="after")
-    def _both_kinds(self) -> Self:
-        if self.n_benign == self.batch_size or (self.benign_ratio > 0 and self.n_benign == 0):
-            kind = "harmful" if self.n_benign else "benign"
-            raise ValueError(
-                f"benign_ratio {self.benign_ratio} of {self.batch_size} rows leaves no {kind} one in a batch: "
-                "use a larger batch_size, or a ratio nearer a half"
-            )
-        return self
-
-
 class ModelSpec(Frozen):
     """One model: a hub id, a local folder or GGUF file, or `builtin:smollm2-135m-instruct`."""
 
@@ -92,7 +44,7 @@ class ModelSpec(Frozen):
     architecture: Architecture | None = None
     pretraining_tokens: PositiveFloat | None = None
     """Tokens it was pretrained on, where known: the attack's cost is then also told as a share of that training's."""
-    defence: RefusalTuning | None = None
+    defence: DefenceSpec | None = None
     """A list, with `null` for none, is a grid factor: the model is measured once under each."""
 
     @property
@@ -104,6 +56,19 @@ class ModelSpec(Frozen):
     def defence_label(self) -> str:
         """The defence's name in tables; `none` without one."""
         return "none" if self.defence is None else self.defence.label
+
+    @property
+    def undefended(self) -> "ModelSpec":
+        """The same model without a defence: equal for those whose defences can be compared."""
+        return self.model_copy(update={"defence": None})
+
+    @property
+    def loaded(self) -> "ModelSpec":
+        """Whose weights are loaded: its own, or the hardened checkpoint's in its place."""
+        if not isinstance(self.defence, HardenedCheckpoint):
+            return self
+        place = {"id": self.defence.id, "revision": self.defence.revision, "name": self.label}
+        return self.model_copy(update=place)
 
     @model_validator(mode="after")
     def _has_a_name(self) -> Self:

@@ -5,13 +5,17 @@ from typing import Annotated, Any, Self, cast
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tamperdose.files import digest
-from tamperdose.study.attacks import AttackSpec, RewordingSpec
+from tamperdose.study.attacks import TRAINING_KINDS, AttackSpec, RewordingSpec
 from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.inside import Inside
 from tamperdose.study.judges import JudgeSpec, judge_name
 from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
 from tamperdose.study.utility import Utility
+
+COMPARED_SEEDS, COMPARED_ORDERS = (1, 2, 3), (1, 2)
+"""Seeds and data orders of a comparison of defences unless the study says others: published claims of durability have
+flipped with the seed (Qi et al. 2024, arXiv:2412.07097)."""
 
 
 class Study(Frozen):
@@ -23,6 +27,7 @@ class Study(Frozen):
     attack: Annotated[tuple[AttackSpec, ...], BeforeValidator(listed), Field(min_length=1)]
     """One attack, or a list of them, each with its own grid and doses."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (42,)
+    """A comparison of defences has three by default: see `COMPARED_SEEDS`."""
     decoding: Decoding = Decoding()
     judges: Annotated[tuple[JudgeSpec, ...], Field(min_length=1)] = ("classifier", "phrases")
     """The first gives the headline."""
@@ -61,7 +66,9 @@ class Study(Frozen):
         models = whole.get("models")
         if not isinstance(models, list):
             return whole
-        return {**whole, "models": [spec for model in cast(list[Any], models) for spec in _undone(model)]}
+        each = [_undone(model) for model in cast(list[Any], models)]
+        whole = {**whole, "models": [spec for specs in each for spec in specs]}
+        return _repeated(whole) if any(len(specs) > 1 for specs in each) else whole
 
     @field_validator("seeds", "judges")
     @classmethod
@@ -98,6 +105,23 @@ class Study(Frozen):
     def digest(self) -> str:
         """Digest of the resolved study."""
         return digest(self.model_dump(mode="json"))
+
+
+def _repeated(whole: dict[str, Any]) -> dict[str, Any]:
+    """A comparison of defences with seeds and data orders, where the study says none."""
+    if "seeds" not in whole:
+        whole = {**whole, "seeds": list(COMPARED_SEEDS)}
+    attack = whole.get("attack")
+    attacks = [_ordered(spec) for spec in listed(attack)]
+    return {**whole, "attack": attacks if isinstance(attack, (list, tuple)) else attacks[0]}
+
+
+def _ordered(attack: Any) -> Any:
+    if not isinstance(attack, dict):
+        return attack
+    spec = cast(dict[str, Any], attack)
+    trains = spec.get("kind", "lora") in TRAINING_KINDS and "data_order" not in spec
+    return {**spec, "data_order": list(COMPARED_ORDERS)} if trains else spec
 
 
 def _undone(model: Any) -> list[Any]:
