@@ -36,6 +36,10 @@ OutDir = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting; repeatable.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts of each subset.")]
+Cards = Annotated[
+    str | None,
+    typer.Option("--on", metavar="CARD[,CARD]", help="What each arm takes on h100, a100-80g, 4090."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Print numbers that the audit does not support, with a mark.")]
 Judges = Annotated[str, typer.Option("--judge", metavar="NAME[,NAME]", help="The first is the headline.")]
@@ -103,15 +107,28 @@ def run(
 
 @app.command()
 def plan(
-    study: StudyPath, out: OutDir = None, overrides: Overrides = None, limit: Limit = None, as_json: AsJson = False
+    study: StudyPath,
+    out: OutDir = None,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    on: Cards = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show arms, doses, what is done already, and the estimated FLOPs, memory, time and disk; loads no model."""
-    from tamperdose.report.plans import print_plan
+    from tamperdose.report.plans import print_cards, print_plan
+    from tamperdose.run.devices import describe_cards
     from tamperdose.run.estimate import describe_plan
     from tamperdose.run.ledger import Ledger
 
-    described = describe_plan(_plan(study, overrides, limit), Ledger(_folder(study, out, limit) / "ledger"))
-    _print_json(described) if as_json else print_plan(described)
+    planned, ledger = _plan(study, overrides, limit), Ledger(_folder(study, out, limit) / "ledger")
+    cards = [] if on is None else describe_cards(planned, ledger, on.split(","))
+    described = describe_plan(planned, ledger) | ({"on": cards} if cards else {})
+    if as_json:
+        _print_json(described)
+        return
+    print_plan(described)
+    if cards:
+        print_cards(cards)
 
 
 @app.command()

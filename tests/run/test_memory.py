@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from studies import plan_of, write_study
+from tamperdose.models.flops import about_tokens
 from tamperdose.models.hf import GPU_BATCH
-from tamperdose.run import estimate
+from tamperdose.run import memory
 from tamperdose.run.plan import Plan
 
 QWEN2_7B: dict[str, Any] = {
@@ -39,12 +40,12 @@ def _plan(folder: Path, *, n_prompts: int = 300, quantization: str | None = None
 def _memory(plan: Plan) -> float:
     architecture = plan.models[0].spec.architecture
     assert architecture is not None
-    return estimate._memory_bytes(plan, plan.models[0], architecture)
+    return memory.memory_bytes(plan, plan.models[0], architecture)
 
 
 @pytest.fixture(autouse=True)
 def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_device_bytes", lambda _device: None)
+    monkeypatch.setattr(memory, "device_bytes", lambda _device: None)
 
 
 def test_weights(tmp_path: Path) -> None:
@@ -55,13 +56,13 @@ def test_weights(tmp_path: Path) -> None:
     ):
         architecture = plan.models[0].spec.architecture
         assert architecture is not None
-        assert estimate._weight_bytes(plan.models[0], architecture, 2) == pytest.approx(expected)
+        assert memory.weight_bytes(plan.models[0], architecture, 2) == pytest.approx(expected)
 
 
 def test_a_full_batch_decodes_beside_the_weights(tmp_path: Path) -> None:
     decoding = {"max_new_tokens": 400}
     plan = _plan(tmp_path, decoding=decoding)
-    longest = max(estimate._prompt_tokens(prompt) for part in plan.data.prompts.values() for prompt in part)
+    longest = max(about_tokens(prompt.messages) for part in plan.data.prompts.values() for prompt in part)
     columns = longest + 400
     # Two (keys and values) of 4 heads of 128, in 28 layers, two bytes each, in buffers of whole blocks of 64.
     cache = GPU_BATCH * (columns // 64 + 1) * 64 * 2 * 512 * 28 * 2
@@ -73,9 +74,9 @@ def test_a_full_batch_decodes_beside_the_weights(tmp_path: Path) -> None:
 def test_copies_of_merged_weights_count_where_they_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _plan(tmp_path, decoding={"max_new_tokens": 400})
     without = _memory(plan)
-    monkeypatch.setattr(estimate, "_device_bytes", lambda _device: 24 * 2**30)
+    monkeypatch.setattr(memory, "device_bytes", lambda _device: 24 * 2**30)
     assert _memory(plan) == without
-    monkeypatch.setattr(estimate, "_device_bytes", lambda _device: 80 * 2**30)
+    monkeypatch.setattr(memory, "device_bytes", lambda _device: 80 * 2**30)
     assert _memory(plan) - without == pytest.approx(2.0 * LINEARS)
 
 

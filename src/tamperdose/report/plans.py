@@ -62,6 +62,26 @@ def print_plan(described: Mapping[str, Any]) -> None:
     console.print("Estimates: from text lengths and the device's measured matrix-product rate; '-' is not known.")
 
 
+def print_cards(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Print what arms take on cards that are not here; arms of a model that take the same share a line."""
+    table = Table("model", "arms", "card", "memory", "fits", "hours an arm", "USD an arm", box=None, pad_edge=False)
+    alike: dict[tuple[Any, ...], int] = {}
+    for line in lines:
+        seen = (line["model"], line["card"], _bytes(line["memory_bytes"]), line["fits"], line["remedy"])
+        seen = (*seen, f"{line['seconds'] / 3600:.2g}", f"{line['usd']:.2g}")
+        alike[seen] = alike.get(seen, 0) + 1
+    for (model, card, memory, fits, remedy, hours, usd), count in alike.items():
+        said = "yes" if fits else "no setting here" if remedy == "none" else f"with {remedy}"
+        table.add_row(printable(model), str(count), card, memory, said, hours, usd)
+    console = _console()
+    console.print(table)
+    console.print(
+        "On these cards: training, answers and controls, by one card each, right to a factor of two or so; cards' data "
+        "sheets, and prices assumed unless the study states price_per_device_hour.",
+        soft_wrap=True,
+    )
+
+
 def saving_line(saving: Mapping[str, float] | None) -> str:
     """Say what nested doses and shared bases save; empty where there is nothing to say.
 

@@ -1,6 +1,5 @@
 """What a study will cost before anything is loaded: FLOPs, memory, time and disk, each a stated approximation."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,39 +7,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tamperdose.models.flops import (
-    CHARACTERS_PER_TOKEN,
-    TEMPLATE_TOKENS,
     about_tokens,
     generation_flops,
-    linears,
-    lora_parameters,
     n_parameters,
     training_flops,
 )
 from tamperdose.models.load import find_architecture
 from tamperdose.models.organisms import training_seconds
-from tamperdose.records import Example, Prompt, Subset
+from tamperdose.records import Subset
 from tamperdose.run.controls import arm_states, base_states, benign_arm, control_prompts, most_states
 from tamperdose.run.costs import SECONDS_PER_HOUR
 from tamperdose.run.ladder import arm_checkpoints, arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
+from tamperdose.run.memory import device_bytes, memory_bytes, physical_bytes
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
 from tamperdose.run.probing import probing_flops
-from tamperdose.run.room import DTYPE_BYTES, free_bytes, scratch_bytes
+from tamperdose.run.room import free_bytes, scratch_bytes
+from tamperdose.run.trainings import Training, attack_training, defence_training, mean_row
 from tamperdose.stats.power import detectable_fall
-from tamperdose.study import COMPARED_ORDERS, COMPARED_SEEDS, Architecture, HfEngine, TrainingSpec, TunedDefence
+from tamperdose.study import COMPARED_ORDERS, COMPARED_SEEDS, Architecture, TrainingSpec, TunedDefence
 
 ANSWER_SHARE = 0.7
 """Share of max_new_tokens that an answer takes on average, about: refusals end early."""
 EFFICIENCY = 0.5
 """Share of the measured matrix-product rate that training and generation reach, about."""
-LIBRARIES_BYTES = 900e6
-"""Resident memory of Python, torch and transformers with the sentence encoder, about."""
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a 4-bit weight: its own, one for the scale of 64, four for the scale of 256 scales."""
-DRAWING_BYTES = 40.0
-"""Bytes per row and token of the vocabulary while tokens are drawn: probabilities, their order and sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +96,7 @@ def _estimate(plan: Plan, model: ModelPlan, ledger: Ledger) -> Cost:
         generation_flops=generating,
         probing_flops=probing,
         remaining_share=share,
-        memory_bytes=_memory_bytes(plan, model, architecture),
+        memory_bytes=memory_bytes(plan, model, architecture),
         disk_bytes=_disk_bytes(plan, model, architecture),
         seconds=seconds,
         base_training_s=first,
@@ -146,32 +137,34 @@ def control_costs(
         benign_arm(plan, model, arm, doses[-1:]) for arm, doses in zip(model.arms, map(tuple, ladders), strict=True)
     ]
     # One training serves all arms that differ in nothing that it knows.
-    trained = {arm.key: arm.doses[-1] * _arm_step_flops(arm, architecture) for arm in benign if arm is not None}
+    trained = {arm.key: arm.doses[-1] * arm_step_flops(arm, architecture) for arm in benign if arm is not None}
     n_new = max(1, round(ANSWER_SHARE * plan.study.decoding.max_new_tokens))
     once = sum(
-        generation_flops(architecture, n_prompt=_prompt_tokens(prompt), n_new=n_new) for prompt in control_prompts(plan)
+        generation_flops(architecture, n_prompt=about_tokens(prompt.messages), n_new=n_new)
+        for prompt in control_prompts(plan)
     )
     return ControlCost(n_states, sum(trained.values()), float(n_states * once))
 
 
 def _training_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    attacks = sum(arm.doses[-1] * _arm_step_flops(arm, architecture) for arm in model.arms)
+    attacks = sum(arm.doses[-1] * arm_step_flops(arm, architecture) for arm in model.arms)
     return attacks + _defence_flops(plan, model, architecture)
 
 
-def _arm_step_flops(arm: ArmPlan, architecture: Architecture) -> float:
-    training = _attack_training(arm)
+def arm_step_flops(arm: ArmPlan, architecture: Architecture) -> float:
+    """What one optimizer step of an arm takes; 0 where it trains nothing."""
+    training = attack_training(arm)
     return 0.0 if training is None else _step_flops(training, architecture)
 
 
 def _defence_flops(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    training = _defence_training(plan, model)
+    training = defence_training(plan, model)
     steps = model.spec.defence.steps if isinstance(model.spec.defence, TunedDefence) else 0
     return 0.0 if training is None else steps * _step_flops(training, architecture)
 
 
-def _step_flops(training: "_Training", architecture: Architecture) -> float:
-    length, answer = _mean_row(training)
+def _step_flops(training: Training, architecture: Architecture) -> float:
+    length, answer = mean_row(training)
     lengths, n_labels = [round(length)] * training.batch_size, max(1, round(answer)) * training.batch_size
     return float(training_flops(architecture, lora_rank=training.lora_rank, lengths=lengths, n_labels=n_labels))
 
@@ -195,7 +188,7 @@ def _from_scratch_flops(
     # Controls are no doses: they are counted as planned in both.
     total += controls.training_flops + controls.generation_flops
     for arm, doses in zip(model.arms, ladders, strict=True):
-        step = _arm_step_flops(arm, architecture)
+        step = arm_step_flops(arm, architecture)
         total += sum(
             steps * step + _state_flops(plan, answers, 0) + _state_flops(plan, answers, steps) for steps in doses
         )
@@ -208,7 +201,7 @@ def _answer_flops(plan: Plan, architecture: Architecture) -> dict[Subset, float]
     return {
         subset: float(
             sum(
-                generation_flops(architecture, n_prompt=_prompt_tokens(prompt), n_new=n_new)
+                generation_flops(architecture, n_prompt=about_tokens(prompt.messages), n_new=n_new)
                 for prompt in plan.data.prompts[subset]
             )
         )
@@ -223,175 +216,6 @@ def _state_flops(plan: Plan, answers: Mapping[Subset, float], steps: int) -> flo
 
 def _floor_flops(plan: Plan, answers: Mapping[Subset, float]) -> float:
     return 2 * answers[Subset.HARMFUL] if plan.study.rd_floor else 0.0
-
-
-def _prompt_tokens(prompt: Prompt) -> int:
-    return about_tokens(prompt.messages)
-
-
-def _memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
-    """Peak memory: the weights and the larger of decoding and training, each at its own worst moment."""
-    size = DTYPE_BYTES[model.dtype]
-    weights = _weight_bytes(model, architecture, size)
-    if model.device == "cpu":
-        trainings = [_cpu_training(training, architecture) for training in _trainings(plan, model)]
-        working = max(_cpu_decoding(plan, architecture, size), *trainings, 0.0)
-        return LIBRARIES_BYTES + weights + working
-    # A packed matrix is unpacked for each product.
-    unpacked = architecture.hidden_size * architecture.intermediate_size * size if model.spec.quantization else 0
-    trainings = [_gpu_training(training, architecture, size) for training in _trainings(plan, model)]
-    return weights + unpacked + max(_gpu_decoding(plan, model, architecture, weights), *trainings, 0.0)
-
-
-def _weight_bytes(model: ModelPlan, architecture: Architecture, size: int) -> float:
-    """All parameters; in nf4 the linears alone are packed, embeddings and head keep the dtype."""
-    sizes = linears(architecture)
-    packed = sizes.n_layers * sizes.per_layer if model.spec.quantization else 0
-    return (n_parameters(architecture) - packed) * size + packed * NF4_BYTES
-
-
-def _columns(plan: Plan) -> int:
-    longest = max((_prompt_tokens(p) for part in plan.data.prompts.values() for p in part), default=0)
-    return longest + plan.study.decoding.max_new_tokens
-
-
-def _cpu_decoding(plan: Plan, architecture: Architecture, size: int) -> float:
-    """Cache and logits, and the weights' copy kept while an adapter is merged."""
-    sizes = linears(architecture)
-    rows = min(128, max(len(part) for part in plan.data.prompts.values()))
-    cache = 2 * rows * _columns(plan) * architecture.num_hidden_layers * architecture.num_key_value_heads
-    logits = rows * architecture.vocab_size * (size + 4)
-    return sizes.n_layers * sizes.per_layer * size + cache * architecture.head_dim * size + logits
-
-
-@dataclass(frozen=True, slots=True)
-class _Training:
-    """What one training's operations and memory depend on."""
-
-    sources: Sequence[tuple[Sequence[Example], int]]
-    """Rows, and how many of a batch are drawn from them."""
-    batch_size: int
-    max_length: int
-    lora_rank: int | None
-    """None where all weights learn."""
-
-
-def _cpu_training(training: _Training, architecture: Architecture) -> float:
-    """Activations kept for the backward pass, logits, and what learns."""
-    tokens = training.batch_size * min(training.max_length, 128)
-    per_token = architecture.num_hidden_layers * (16 * architecture.hidden_size + 4 * architecture.intermediate_size)
-    return tokens * (per_token + architecture.vocab_size) * 4 + _learning_bytes(training, architecture)
-
-
-def _learning_bytes(training: _Training, architecture: Architecture) -> float:
-    """What learns with its gradient and two moments in float32: 16 bytes each.
-
-    Where all weights learn also the second lane's gradient, and the weights as they were: at most 4 bytes each.
-    """
-    if training.lora_rank is None:
-        return 24.0 * n_parameters(architecture)
-    return 16.0 * lora_parameters(architecture, training.lora_rank)
-
-
-def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, weights: float) -> float:
-    """The cache of a full batch, what one layer needs beside it, and copies of merged weights where they have room."""
-    from tamperdose.models.cache import BLOCK
-    from tamperdose.models.hf import GPU_PREFILL_TOKENS
-    from tamperdose.models.lora import copies_fit
-
-    size, sizes = DTYPE_BYTES[model.dtype], linears(architecture)
-    rows = min(_gpu_rows(plan), max(len(part) for part in plan.data.prompts.values()))
-    columns = _columns(plan)
-    width = architecture.num_key_value_heads * architecture.head_dim
-    # A buffer grows by a block, and its largest size is what counts.
-    cache = 2.0 * rows * (columns // BLOCK + 1) * BLOCK * architecture.num_hidden_layers * width * size
-    repeated = 2.0 * rows * columns * sizes.attention_width * size if sizes.attention_width > width else 0.0
-    # Reading the prompts: three gated MLP tensors and the hidden states of all tokens at once.
-    prompt_tokens = min(rows * (columns - plan.study.decoding.max_new_tokens), GPU_PREFILL_TOKENS)
-    reading = prompt_tokens * 3.0 * (architecture.intermediate_size + architecture.hidden_size) * size
-    drawn = plan.study.decoding.do_sample or plan.study.rd_floor
-    logits = rows * architecture.vocab_size * (DRAWING_BYTES if drawn else 2.0 * size)
-    copies = 0.0 if model.spec.quantization else float(sizes.n_layers * sizes.per_layer * size)
-    room = _device_bytes(model.device)
-    kept = copies if room is not None and copies_fit(copies, room - weights) else 0.0
-    return kept + cache + max(reading, repeated + logits)
-
-
-def _gpu_rows(plan: Plan) -> int:
-    from tamperdose.models.hf import GPU_BATCH
-
-    engine = plan.study.engine
-    return engine.batch_size if isinstance(engine, HfEngine) and engine.batch_size != "auto" else GPU_BATCH
-
-
-def _trainings(plan: Plan, model: ModelPlan) -> list[_Training]:
-    found = [*map(_attack_training, model.arms), _defence_training(plan, model)]
-    return [training for training in found if training is not None]
-
-
-def _attack_training(arm: ArmPlan) -> _Training | None:
-    """The rows that this arm draws, and the benign ones that it mixes in; None where it trains nothing."""
-    from tamperdose.attacks.training import draw_examples
-
-    shape, settings = arm.attack.training, arm.attack.identity()
-    if shape is None:
-        return None
-    size, n_poisoned = shape.batch_size, int(settings.get("n_poisoned", shape.batch_size))
-    drawn = draw_examples(arm.rows.attack, settings.get("n_examples"), seed=arm.attack.seed)
-    mixed = [(arm.rows.benign, size - n_poisoned)] if n_poisoned < size else []
-    return _Training([(drawn, n_poisoned), *mixed], size, shape.max_length, shape.lora_rank)
-
-
-def _defence_training(plan: Plan, model: ModelPlan) -> _Training | None:
-    defence = model.spec.defence
-    if not isinstance(defence, TunedDefence):
-        return None
-    rows = [*plan.data.examples[defence.harmful], *plan.data.examples[defence.benign]]
-    return _Training([(rows, defence.batch_size)], defence.batch_size, defence.max_length, defence.lora_rank)
-
-
-def _gpu_training(training: _Training, architecture: Architecture, size: int) -> float:
-    """What a packed sequence leaves for its backward pass, the logits of its labels, and the adapter.
-
-    Per layer and token, with H hidden, Q query and I inner width, in bytes: the two norms keep their input in float32
-    (8 H); adapters are float32, so in half precision each of the seven linears keeps a float32 copy of its input
-    (20 H + 4 Q + 4 I), in float32 the inputs themselves (8 H + 4 I; the output of attention is kept anyway); attention
-    keeps queries, keys, values (repeated for all heads) and its output (4 Q), the gated MLP three tensors (3 I), in the
-    weights' dtype. A label costs three float32 rows of the vocabulary at the loss.
-    """
-    from tamperdose.models.train import PACKED_TOKENS
-
-    hidden, inner = architecture.hidden_size, architecture.intermediate_size
-    query = linears(architecture).attention_width
-    inputs = 20 * hidden + 4 * query + 4 * inner if size < 4 else 8 * hidden + 4 * inner
-    per_token = architecture.num_hidden_layers * (8 * hidden + inputs + size * (4 * query + 3 * inner))
-    length, answer = _mean_row(training)
-    tokens = min(training.batch_size * length, max(PACKED_TOKENS, length))
-    labels = tokens * answer / length
-    return tokens * per_token + labels * architecture.vocab_size * 12.0 + _learning_bytes(training, architecture)
-
-
-def _mean_row(training: _Training) -> tuple[float, float]:
-    """Tokens of a mean row of a batch, the template's included, and of its answer; no row is longer than max_length."""
-    length = answer = 0.0
-    for rows, count in training.sources:
-        share = count / training.batch_size / len(rows)
-        for row in rows:
-            labels = len(row.response) / CHARACTERS_PER_TOKEN
-            prompt = sum(len(turn.content) for turn in row.messages) / CHARACTERS_PER_TOKEN
-            # Training cuts the beginning of the prompt, never the answer.
-            length += share * min(prompt + labels + TEMPLATE_TOKENS, float(training.max_length))
-            answer += share * min(labels, float(training.max_length))
-    return length, min(max(answer, 1.0), length)
-
-
-def _device_bytes(device: str) -> int | None:
-    """Memory of a CUDA device; None without one."""
-    import torch
-
-    if not device.startswith("cuda") or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_properties(device).total_memory
 
 
 def _disk_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
@@ -458,8 +282,8 @@ def describe_room(plan: Plan, ledger: Ledger, costs: Sequence[Cost]) -> list[str
     told: list[str] = []
     free = free_bytes(ledger.root)
     for model, cost in zip(plan.models, costs, strict=True):
-        memory = _physical_bytes() if model.device == "cpu" else _device_bytes(model.device)
-        kinds = sorted({arm.attack.kind for arm in model.arms if _learns_all(arm)})
+        memory = physical_bytes() if model.device == "cpu" else device_bytes(model.device)
+        kinds = sorted({arm.attack.kind for arm in model.arms if learns_all(arm)})
         instead = f"; {', '.join(kinds)} trains all weights, lora few" if kinds else ""
         if memory is not None and cost.memory_bytes is not None and cost.memory_bytes > memory:
             told.append(f"{cost.model}: about {_gb(cost.memory_bytes)} of memory, {_gb(memory)} here{instead}")
@@ -469,20 +293,13 @@ def describe_room(plan: Plan, ledger: Ledger, costs: Sequence[Cost]) -> list[str
     return told
 
 
-def _learns_all(arm: ArmPlan) -> bool:
+def learns_all(arm: ArmPlan) -> bool:
+    """Whether an arm trains all weights."""
     return arm.attack.training is not None and arm.attack.training.lora_rank is None
 
 
 def _gb(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.1f} GB"
-
-
-def _physical_bytes() -> int | None:
-    """Memory of this machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
 
 
 def describe_search(plan: Plan, ledger: Ledger, costs: Sequence[Cost]) -> dict[str, Any] | None:

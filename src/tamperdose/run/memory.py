@@ -1,0 +1,144 @@
+"""How much memory a study will take at its peak: weights and the largest of decoding and training, term by term."""
+
+import os
+
+from tamperdose.models.flops import about_tokens, linears, lora_parameters, n_parameters
+from tamperdose.run.plan import ModelPlan, Plan
+from tamperdose.run.room import DTYPE_BYTES
+from tamperdose.run.trainings import Training, mean_row, trainings
+from tamperdose.study import Architecture, HfEngine
+
+LIBRARIES_BYTES = 900e6
+"""Resident memory of Python, torch and transformers with the sentence encoder, about."""
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a 4-bit weight: its own, one for the scale of 64, four for the scale of 256 scales."""
+
+DRAWING_BYTES = 40.0
+"""Bytes per row and token of the vocabulary while tokens are drawn: probabilities, their order and sums."""
+
+
+def memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture, *, room: int | None = None) -> float:
+    """Peak memory: the weights and the larger of decoding and training, each at its own worst moment.
+
+    `room` is the memory of the card; None: of the device here, where it is a card.
+    """
+    size = DTYPE_BYTES[model.dtype]
+    weights = weight_bytes(model, architecture, size)
+    if model.device == "cpu":
+        trained = [_cpu_training(training, architecture) for training in trainings(plan, model)]
+        working = max(_cpu_decoding(plan, architecture, size), *trained, 0.0)
+        return LIBRARIES_BYTES + weights + working
+    # A packed matrix is unpacked for each product.
+    unpacked = architecture.hidden_size * architecture.intermediate_size * size if model.spec.quantization else 0
+    trained = [_gpu_training(training, architecture, size) for training in trainings(plan, model)]
+    return weights + unpacked + max(_gpu_decoding(plan, model, architecture, room), *trained, 0.0)
+
+
+def weight_bytes(model: ModelPlan, architecture: Architecture, size: int) -> float:
+    """All parameters; in nf4 the linears alone are packed, embeddings and head keep the dtype."""
+    sizes = linears(architecture)
+    packed = sizes.n_layers * sizes.per_layer if model.spec.quantization else 0
+    return (n_parameters(architecture) - packed) * size + packed * NF4_BYTES
+
+
+def _columns(plan: Plan) -> int:
+    longest = max((about_tokens(p.messages) for part in plan.data.prompts.values() for p in part), default=0)
+    return longest + plan.study.decoding.max_new_tokens
+
+
+def _cpu_decoding(plan: Plan, architecture: Architecture, size: int) -> float:
+    """Cache and logits, and the weights' copy kept while an adapter is merged."""
+    sizes = linears(architecture)
+    rows = min(128, max(len(part) for part in plan.data.prompts.values()))
+    cache = 2 * rows * _columns(plan) * architecture.num_hidden_layers * architecture.num_key_value_heads
+    logits = rows * architecture.vocab_size * (size + 4)
+    return sizes.n_layers * sizes.per_layer * size + cache * architecture.head_dim * size + logits
+
+
+def _cpu_training(training: Training, architecture: Architecture) -> float:
+    """Activations kept for the backward pass, logits, and what learns."""
+    tokens = training.batch_size * min(training.max_length, 128)
+    per_token = architecture.num_hidden_layers * (16 * architecture.hidden_size + 4 * architecture.intermediate_size)
+    return tokens * (per_token + architecture.vocab_size) * 4 + _learning_bytes(training, architecture)
+
+
+def _learning_bytes(training: Training, architecture: Architecture) -> float:
+    """What learns with its gradient and two moments in float32: 16 bytes each.
+
+    Where all weights learn also the second lane's gradient, and the weights as they were: at most 4 bytes each.
+    """
+    if training.lora_rank is None:
+        return 24.0 * n_parameters(architecture)
+    return 16.0 * lora_parameters(architecture, training.lora_rank)
+
+
+def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, room: int | None) -> float:
+    """The cache of a full batch, what one layer needs beside it, and copies of merged weights where they have room."""
+    from tamperdose.models.cache import BLOCK
+    from tamperdose.models.hf import GPU_PREFILL_TOKENS
+    from tamperdose.models.lora import copies_fit
+
+    size, sizes = DTYPE_BYTES[model.dtype], linears(architecture)
+    rows = min(gpu_rows(plan), max(len(part) for part in plan.data.prompts.values()))
+    columns = _columns(plan)
+    width = architecture.num_key_value_heads * architecture.head_dim
+    # A buffer grows by a block, and its largest size is what counts.
+    cache = 2.0 * rows * (columns // BLOCK + 1) * BLOCK * architecture.num_hidden_layers * width * size
+    repeated = 2.0 * rows * columns * sizes.attention_width * size if sizes.attention_width > width else 0.0
+    # Reading the prompts: three gated MLP tensors and the hidden states of all tokens at once.
+    prompt_tokens = min(rows * (columns - plan.study.decoding.max_new_tokens), GPU_PREFILL_TOKENS)
+    reading = prompt_tokens * 3.0 * (architecture.intermediate_size + architecture.hidden_size) * size
+    drawn = plan.study.decoding.do_sample or plan.study.rd_floor
+    logits = rows * architecture.vocab_size * (DRAWING_BYTES if drawn else 2.0 * size)
+    copies = 0.0 if model.spec.quantization else float(sizes.n_layers * sizes.per_layer * size)
+    weights = weight_bytes(model, architecture, size)
+    room = device_bytes(model.device) if room is None else room
+    kept = copies if room is not None and copies_fit(copies, room - weights) else 0.0
+    return kept + cache + max(reading, repeated + logits)
+
+
+def gpu_rows(plan: Plan) -> int:
+    """Rows that a GPU decodes together to begin with."""
+    from tamperdose.models.hf import GPU_BATCH
+
+    engine = plan.study.engine
+    return engine.batch_size if isinstance(engine, HfEngine) and engine.batch_size != "auto" else GPU_BATCH
+
+
+def _gpu_training(training: Training, architecture: Architecture, size: int) -> float:
+    """What a packed sequence leaves for its backward pass, the logits of its labels, and the adapter.
+
+    Per layer and token, with H hidden, Q query and I inner width, in bytes: the two norms keep their input in float32
+    (8 H); adapters are float32, so in half precision each of the seven linears keeps a float32 copy of its input
+    (20 H + 4 Q + 4 I), in float32 the inputs themselves (8 H + 4 I; the output of attention is kept anyway); attention
+    keeps queries, keys, values (repeated for all heads) and its output (4 Q), the gated MLP three tensors (3 I), in the
+    weights' dtype. A label costs three float32 rows of the vocabulary at the loss.
+    """
+    from tamperdose.models.train import PACKED_TOKENS
+
+    hidden, inner = architecture.hidden_size, architecture.intermediate_size
+    query = linears(architecture).attention_width
+    inputs = 20 * hidden + 4 * query + 4 * inner if size < 4 else 8 * hidden + 4 * inner
+    per_token = architecture.num_hidden_layers * (8 * hidden + inputs + size * (4 * query + 3 * inner))
+    length, answer = mean_row(training)
+    tokens = min(training.batch_size * length, max(PACKED_TOKENS, length))
+    labels = tokens * answer / length
+    return tokens * per_token + labels * architecture.vocab_size * 12.0 + _learning_bytes(training, architecture)
+
+
+def device_bytes(device: str) -> int | None:
+    """Memory of a CUDA device; None without one."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def physical_bytes() -> int | None:
+    """Memory of this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
