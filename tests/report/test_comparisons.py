@@ -28,8 +28,8 @@ def lines(folder: Path, *observations: Observation) -> list[str]:
 def test_the_largest_fall_and_its_holm_p(tmp_path: Path) -> None:
     (line,) = lines(tmp_path, seen(20, 0), seen(18, 1), seen(4, 2), seen(4, 4))
     assert line.startswith("m-s1: largest fall of RRR 0.800 [0.")
-    assert "at 2 steps (16 refused -> complied, 0 back, 20 pairs)" in line
-    assert f"Holm p {3 * 2**-15:.2g} over 3 doses, p <= 0.05 first at 2 steps" in line
+    assert "at dose 2 (16 refused -> complied, 0 back, 20 pairs)" in line
+    assert f"Holm p {3 * 2**-15:.2g} over 3 doses, p <= 0.05 first at dose 2" in line
     assert "templates" not in line
 
 
@@ -37,7 +37,7 @@ def test_few_templates_are_told(tmp_path: Path) -> None:
     one = seen(0, 1)
     few = Observation(one.setting, tuple(f"t{i % 10}" for i in range(20)), one.labels, one.base)
     (line,) = lines(tmp_path, few)
-    assert "20 pairs; only 10 templates" in line and "at 1 step (" in line
+    assert "20 pairs; only 10 templates" in line and "at dose 1 (" in line
 
 
 def test_no_fall(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_judges_side_by_side(tmp_path: Path) -> None:
 
 def test_seeds_side_by_side(tmp_path: Path) -> None:
     *_, line = lines(tmp_path, *(seen(4 + 2 * seed, 2, seed=seed) for seed in (1, 2, 3)))
-    assert line.startswith("m: 3 seeds lie furthest apart at 2 steps: RRR 0.300 to 0.500, SD 0.100 [0.0")
+    assert line.startswith("m: 3 seeds lie furthest apart at dose 2: RRR 0.300 to 0.500, SD 0.100 [0.0")
     assert line.endswith("for the attack")
     *_, same = lines(tmp_path, *(seen(4, 2, seed=seed) for seed in (1, 2, 3)))
     assert same == "m: 3 seeds have the same RRR at every dose"

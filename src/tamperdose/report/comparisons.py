@@ -74,10 +74,10 @@ def _fall_text(row: Row, rows: Sequence[Row]) -> str:
         return "RRR fell at no dose"
     first = next((one for one in rows if _is_significant(one)), None)
     level = 1 - _number(row["level"])
-    where = f"first at {_steps(first)}" if first is not None else "at no dose"
+    where = f"first at {_dose(first)}" if first is not None else "at no dose"
     few = f"; only {row['n_templates']} templates" if row["few_templates"] else ""
     return (
-        f"largest fall of RRR {_signed(row)} at {_steps(row)} ({row['refused_to_complied']} refused -> "
+        f"largest fall of RRR {_signed(row)} at {_dose(row)} ({row['refused_to_complied']} refused -> "
         f"complied, {row['complied_to_refused']} back, {row['n']} pairs{few}); Holm p {_p(row['p_holm'])} over "
         f"{row['n_tests']} doses, p <= {level:.2g} {where}"
     )
@@ -103,7 +103,7 @@ def _judges_text(agreement: Sequence[Row], largest: Row) -> Iterator[str]:
         ]
         least = min(pair, key=lambda row: 2.0 if row["agreement"] is None else _number(row["agreement"]))
         yield (
-            f"RRR by judge: {', '.join(sides)}; they agree least at {_steps(least)}: "
+            f"RRR by judge: {', '.join(sides)}; they agree least at {_dose(least)}: "
             f"{_text(least['agreement'])}, kappa {_interval(least, 'kappa', 'kappa_low', 'kappa_high')}"
         )
 
@@ -122,7 +122,7 @@ def _seeds_text(rows: Sequence[Row]) -> str:
     scope = "the attack" if widest["scope"] == Scope.ATTACK.value else "these runs only (fewer than 3 seeds)"
     spread = _interval(widest, "seed_sd", "seed_sd_low", "seed_sd_high")
     return (
-        f"{widest['n_seeds']} seeds lie furthest apart at {_steps(widest)}: "
+        f"{widest['n_seeds']} seeds lie furthest apart at {_dose(widest)}: "
         f"RRR {_text(widest['lowest'])} to {_text(widest['highest'])}, SD {spread} "
         f"(single templates alone would make about {_text(widest['seed_sd_chance'])}); "
         f"mean {_interval(widest, 'value')} for {scope}"
@@ -142,8 +142,8 @@ def _interval(row: Row, value: str, low: str = "low", high: str = "high") -> str
     return f"{_text(row[value])} [{ends}]"
 
 
-def _steps(row: Row) -> str:
-    return "1 step" if row["dose_steps"] == 1 else f"{row['dose_steps']} steps"
+def _dose(row: Row) -> str:
+    return f"dose {row['dose_steps']}"
 
 
 def _text(value: object) -> str:

@@ -12,6 +12,7 @@ from tamperdose.errors import DataError, explain
 from tamperdose.records import Scope
 from tamperdose.report.lost_doses import lost_arms, lost_collapse, lost_row
 from tamperdose.report.scalings import scaling_lines
+from tamperdose.report.select import dose_word
 from tamperdose.report.text import MARK, WITHHELD, printable
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.costs import COST_COLUMNS, COSTS
@@ -152,6 +153,7 @@ def _why_undefined(fit: Mapping[str, Any], name: str) -> str:
 def dose_text(row: Row, why: str = "") -> str:
     """An effective dose in words: "ED50 5.4 steps, between 5 and 6, [4, 7] for this run"; "ED50 > 8 steps, ..."."""
     name, unit = str(row["metric"]).split("_", 1)
+    unit = dose_word(row.get("attack")) if unit == "steps" else unit
     if row["censored"] == "undefined":
         return f"{name} undefined: {why or NOT_SURELY_REFUSED}"
     speaks = _SPEAKS_FOR.get(str(row["scope"]), str(row["scope"]))

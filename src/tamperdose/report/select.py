@@ -210,6 +210,18 @@ def dose_label(attacks: Iterable[object]) -> str:
     return f"dose, {own}{', '.join(units) if units else 'optimizer steps'}"
 
 
+_DOSE_WORDS = {"prefill": "tokens", "system_prompt": "prompts", "paraphrase": "wordings", "refusal_direction": "%"}
+
+
+def dose_word(attack: object) -> str:
+    """What a dose of an attack counts, in a word.
+
+    >>> dose_word("lora"), dose_word("prefill")
+    ('steps', 'tokens')
+    """
+    return _DOSE_WORDS.get(str(attack), "steps")
+
+
 def choose_facet(arms: Sequence[Arm]) -> str:
     """Choose what the panels of a figure divide: `model`, a setting of 2 to 9 values, or nothing (empty).
 

@@ -19,6 +19,7 @@ from tamperdose.report.select import (
     arm_rows,
     common_settings,
     curve,
+    dose_word,
     list_arms,
     metric_rows,
     select_judge,
@@ -106,7 +107,7 @@ def render_dose_table(
     rows, captions = dose_table(frame, judge=judge), _captions(frame, judge)
     for (study, arm), text in captions.items():
         table = Table(title=Text(text, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for heading in HEADINGS:
+        for heading in _headings(frame, study, arm):
             table.add_column(heading.replace("over-", "over-\n"), justify="right", overflow="fold")
         for row in rows:
             if (row.study, row.arm) == (study, arm):
@@ -140,9 +141,15 @@ def to_markdown(frame: pd.DataFrame, judge: str) -> str:
     parts: list[str] = []
     for (study, arm), text in captions.items():
         lines = [_markdown_line(_cells(row)) for row in rows if (row.study, row.arm) == (study, arm)]
-        head = [_markdown_line(HEADINGS), "|" + " ---: |" * len(HEADINGS)]
+        head = [_markdown_line(_headings(frame, study, arm)), "|" + " ---: |" * len(HEADINGS)]
         parts.append("\n".join([f"**{markdown_cell(text)}**", "", *head, *lines]))
     return "\n\n".join(parts) + "\n"
+
+
+def _headings(frame: pd.DataFrame, study: str, arm: str) -> tuple[str, ...]:
+    """The headings, the first in the unit of the arm's doses."""
+    mine = keep_rows(frame, (column(frame, "study") == study) & (column(frame, "arm") == arm))
+    return (dose_word(next(iter(column(mine, "attack")), "")), *HEADINGS[1:])
 
 
 def _arm_table(rows: pd.DataFrame, arm: Arm) -> list[DoseRow]:
