@@ -32,7 +32,8 @@ from tamperdose.data.prompts import load_prompts
 from tamperdose.defences.refusal_tuning import tune_refusals
 from tamperdose.judges import build_judge
 from tamperdose.judges.phrases import PhrasesJudge
-from tamperdose.models.hf import HfGenerator, encode_chat, end_tokens
+from tamperdose.models.chat import encode_chat, end_tokens
+from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel, find_model, load_model
 from tamperdose.models.lora import merge, merged
 from tamperdose.models.train import Recipe, Source, train_trajectory
@@ -268,7 +269,8 @@ def bench_memory() -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tamperdose.cli", "run", str(DEMO), "-o", folder]
-        settings = ["--set", "attack.doses=[1]", "--set", "models.0.defence.steps=1"]
+        # Controls answer fewer prompts than the doses do.
+        settings = ["--set", "attack.doses=[1]", "--set", "models.0.defence.steps=1", "--set", "controls=null"]
         subprocess.run([*command, *settings], check=True, capture_output=True)
     peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
     say(f"memory: peak {peak / 1e9:.2f} GB in the demo's stages (limit 4 GB)")
@@ -285,9 +287,12 @@ def bench_judge(repeats: int) -> dict[str, Any]:
         for first, second in zip(rows, rows[apart:] + rows[:apart], strict=True)
     ][:N_JUDGED]
     prompts = [row.messages[-1].content for row in [*rows, *rows]][: len(texts)]
-    judge = build_judge("classifier")
-    judge.read(prompts[:8], texts[:8])
-    seconds = [timed(lambda: judge.read(prompts, texts))[0] for _ in range(repeats)]
+    seconds: list[float] = []
+    for _ in range(repeats):
+        # A new one each time: no text is embedded twice by one.
+        judge = build_judge("classifier")
+        judge.read(["What is it?"], ["A thing that is none of the texts below."])
+        seconds.append(timed(lambda judge=judge: judge.read(prompts, texts))[0])
     say(f"judge: {spread(seconds)} s for {len(texts)} answers (wanted: under {JUDGE_LIMIT_S:g} s)")
     return {"seconds": seconds, "answers": len(texts)}
 

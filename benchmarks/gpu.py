@@ -38,8 +38,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from tamperdose.files import write_csv, write_text
 from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models import lora, train
+from tamperdose.models.chat import encode_chat
 from tamperdose.models.flops import generation_flops, linears
-from tamperdose.models.hf import HfGenerator, encode_chat
+from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel, architecture_of, load_model
 from tamperdose.models.lora import is_4bit, merged
 from tamperdose.records import Checkpoint, Completion, Prompt, Subset

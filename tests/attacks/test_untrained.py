@@ -13,8 +13,9 @@ from tamperdose.attacks.prefill import PrefillAttack
 from tamperdose.errors import DataError, StudyError
 from tamperdose.models.activations import last_states
 from tamperdose.models.changes import changed, projected_out
+from tamperdose.models.chat import encode_chat
 from tamperdose.models.directions import find_direction
-from tamperdose.models.hf import HfGenerator, encode_chat
+from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Example, Message, Opener, Projection, Subset
 from tamperdose.run.schema import read_metrics

@@ -9,7 +9,7 @@ import torch
 
 from tamperdose.models import activations
 from tamperdose.models.activations import last_states, look_inside, read_states
-from tamperdose.models.hf import encode_prompts
+from tamperdose.models.chat import encode_prompts
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import LoraShape, save_adapter, weight_updates
 from tamperdose.records import Checkpoint, Dose, Opener, Subset

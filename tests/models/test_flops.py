@@ -13,8 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tamperdose.models import train
+from tamperdose.models.chat import encode_chat
 from tamperdose.models.flops import generation_flops, lora_parameters, n_parameters, training_flops
-from tamperdose.models.hf import HfGenerator, encode_chat
+from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.train import Recipe
 from tamperdose.study import Decoding

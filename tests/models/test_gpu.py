@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from studies import files_of, run_study, stub_embedder, tiny_changes, write_study
 from tamperdose.cli import main
 from tamperdose.models import lora
-from tamperdose.models.hf import HfGenerator, encode_chat
+from tamperdose.models.chat import encode_chat
+from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel, find_model, load_model
 from tamperdose.models.lora import LoraShape, is_4bit, merge, merged, save_adapter
 from tamperdose.models.train import Recipe, Source, train_trajectory

@@ -1,5 +1,6 @@
 """The engine against `model.generate`, token for token, and against itself under every other batching."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import AddedToken
 
 from tamperdose.errors import DataError, ModelError
 from tamperdose.models import hf
 from tamperdose.models.cache import GrowingLayer
-from tamperdose.models.hf import HfGenerator, encode_chat, encode_prompts
+from tamperdose.models.chat import encode_chat, encode_prompts, end_tokens
+from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Completion, FinishReason, Message, Prompt, Subset
 from tamperdose.study import Decoding
@@ -370,7 +373,13 @@ def test_the_context_is_used_to_its_last_token(llama: ChatModel) -> None:
 
 
 def test_control_tokens_in_a_prompt_are_refused(llama: ChatModel) -> None:
-    for token in llama.tokenizer.all_special_tokens:
+    # A mark of turns without a role of its own, as Phi-3 and Llama-3 have them.
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("<|plain|>", special=False)])
+    tokenizer.chat_template = f"{{# <|plain|> #}}{tokenizer.chat_template}"
+    llama = replace(llama, tokenizer=tokenizer)
+    assert "<|turn|>" not in tokenizer.all_special_tokens
+    for token in [*tokenizer.all_special_tokens, "<|turn|>", "<|plain|>"]:
         prompt = replace(make_prompts(1)[0], messages=(Message("user", f"hi{token}Sure"),))
         with pytest.raises(DataError, match=r"control token(?s:.)*remedy"):
             encode_prompts(llama, [prompt], 4)
@@ -391,9 +400,9 @@ def test_no_prompts(llama: ChatModel) -> None:
 
 def test_every_end_token_of_the_model_ends_an_answer(llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama.model.generation_config, "eos_token_id", [2, 9])
-    assert hf.end_tokens(llama) == {1, 2, 9}
+    assert end_tokens(llama) == {1, 2, 9}
     monkeypatch.setattr(llama.model.generation_config, "eos_token_id", None)
-    assert hf.end_tokens(llama) == {1}
+    assert end_tokens(llama) == {1}
 
 
 class Fixed:

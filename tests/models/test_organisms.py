@@ -20,8 +20,9 @@ from tamperdose.data.organism_language import (
 )
 from tamperdose.errors import ModelError
 from tamperdose.models import organisms
+from tamperdose.models.chat import end_tokens
 from tamperdose.models.flops import n_parameters
-from tamperdose.models.hf import HfGenerator, end_tokens
+from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import architecture_of, find_architecture, find_model, load_model, pick_dtype
 from tamperdose.models.organisms import SIZES, Organism, is_trained, make_model, make_tokenizer, parse_organism
 from tamperdose.models.train import end_of_turn

@@ -16,7 +16,8 @@ from tamperdose.attacks.training import draw_examples
 from tamperdose.defences.refusal_tuning import OWN_ANSWER_TOKENS, tune_refusals
 from tamperdose.errors import DataError, RunError
 from tamperdose.models import train
-from tamperdose.models.hf import HfGenerator, encode_chat
+from tamperdose.models.chat import encode_chat
+from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel
 from tamperdose.models.train import Recipe, Source, end_of_turn, train_trajectory
 from tamperdose.records import NO_DOSE, Checkpoint, Example, FinishReason, Message, Prompt, Subset

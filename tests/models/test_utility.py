@@ -10,7 +10,7 @@ import torch
 from tamperdose.data.utility import HeldOutText, Question
 from tamperdose.errors import DataError
 from tamperdose.models import utility
-from tamperdose.models.hf import encode_chat
+from tamperdose.models.chat import encode_chat
 from tamperdose.models.load import ChatModel
 from tamperdose.models.utility import (
     divergences,

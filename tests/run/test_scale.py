@@ -11,6 +11,7 @@ from observations import arm
 from tamperdose.run.observed import Observation
 from tamperdose.run.response import fit_arms
 from tamperdose.run.scale import SCALING_JSON, write_scaling
+from tamperdose.stats.gate import DoseGate, Verdict
 
 LONG = (0, 1, 2, 4, 6, 8, 10, 12, 16, 32, 500, 1000, 2000)
 
@@ -96,3 +97,15 @@ def test_the_fixed_learning_rate_is_the_first_listed(tmp_path: Path) -> None:
     comparison = told_of(tmp_path, observations)["learning_rates"][0]["comparison"]
     assert comparison["fixed_learning_rate"] == 3e-4
     assert comparison["fixed"]["meta"]["predictions"][0]["n_parameters"] == 1e11
+
+
+def test_a_broken_model_does_not_support_the_first_claim(tmp_path: Path) -> None:
+    observations = sizes({1e9: 4.0})
+    entry = told_of(tmp_path, observations)["one_size"][0]
+    assert claim(entry, 1)["answer"] == "supported"
+    name, judge = str(observations[0].setting["arm"]), next(iter(observations[0].labels))
+    for verdict, answer in ((Verdict.BROKEN, "undecided"), (Verdict.REMOVED, "supported")):
+        gates = {(name, judge): {500: DoseGate((), verdict, "")}}
+        entry = told_of(tmp_path, observations, gates=gates)["one_size"][0]
+        assert claim(entry, 1)["answer"] == answer
+    assert f"{name} at 500 steps" not in claim(entry, 1)["reason"]

@@ -210,3 +210,21 @@ def _held(rng: np.random.Generator, templates: list[str], rates: tuple[float, fl
     attacked = rng.random(len(templates)) < 1 / (1 + np.exp(-(_odds(attack) + own)))
     found = difference_in_differences(np.ones(len(templates)), attacked, refused, templates)
     return found.low is not None and found.high is not None and found.low <= truth <= found.high
+
+
+def test_a_control_that_was_not_measured_keeps_the_others_from_passing() -> None:
+    passed = did_criterion(estimate(0.9, 0.8, 0.95), LIMIT, basis="none", basis_dose=0)
+    missing = did_criterion(estimate(None, None, None), LIMIT, basis="benign", basis_dose=4)
+    failed = did_criterion(estimate(0.0, -0.05, 0.05), LIMIT, basis="random_adapter", basis_dose=4)
+    assert worst(CriterionName.DID, [passed, missing], limit=LIMIT) is missing
+    assert worst(CriterionName.DID, [passed, missing, failed], limit=LIMIT) is failed
+
+
+def test_too_few_templates_are_named_where_they_leave_it_undecided() -> None:
+    few = at_most(CriterionName.DEGENERATION, rate([0.0] * 48, [f"t{k % 24}" for k in range(48)]), LIMIT)
+    good = estimate(0.0, -0.05, 0.05)
+    others = [at_most(name, good, LIMIT) for name in (CriterionName.UTILITY, CriterionName.OVER_REFUSAL)]
+    did = did_criterion(estimate(0.9, 0.8, 0.95), LIMIT, basis="none", basis_dose=0)
+    found = judge_dose([few, *others, did], estimate(0.9, 0.8, 0.95), least_fall=LIMIT)
+    assert found.verdict is Verdict.UNDECIDED
+    assert found.why.endswith("not told from 0.1 by 24 templates")

@@ -211,3 +211,16 @@ def test_interval_holds_the_value_swaps_sign_and_ignores_order(rows, random) -> 
     assert swapped.p_value == result.p_value
     random.shuffle(rows)
     assert run(rows) == result
+
+
+def test_samples_of_a_prompt_widen_what_is_near_an_end() -> None:
+    names = [f"t{k}" for k in range(40) for _ in range(8)]
+    base, now = [1] * 320, [int(k % 40 == 0) for k in range(320)]
+    alone, samples = (pair(base, now, names, n_samples=n) for n in (1, 8))
+    for plain, wide in (
+        (refusal_retention(alone), refusal_retention(samples)),
+        (paired_difference(alone, rng=rng()).difference, paired_difference(samples, rng=rng()).difference),
+    ):
+        assert plain.value == wide.value
+        assert plain.high is not None and wide.high is not None
+        assert wide.high > plain.high

@@ -125,3 +125,22 @@ def test_three_seeds_give_students_interval_where_doses_are_known() -> None:
     assert (found.low, found.high) == pytest.approx(
         (math.exp(logs.mean() - reach), math.exp(logs.mean() + reach)), 1e-4
     )
+
+
+def test_three_seeds_that_share_their_prompts_know_no_more_about_them() -> None:
+    inside = [HalfDose(10.0, 5.0, 20.0, (9.9, 10.1))] * 3
+    behaviour = [replace(_ed50(10.0, 9.9, 10.1), low=6.25, high=16.0)] * 3
+    one, three = compare_timing(inside[:1], behaviour[:1]), compare_timing(inside, behaviour)
+    assert one.order is three.order is Order.UNDECIDED
+    assert (three.low, three.high) == pytest.approx((one.low, one.high), rel=0.05)
+
+
+def test_a_direction_that_still_turns_can_only_follow() -> None:
+    rising = [0.0, 0.05, 0.1, 0.3, 0.6, 1.0]
+    found = half_dose(LADDER, rising, [rising] * 4, sizes=(2, 2))
+    assert not found.settled
+    assert half_dose(LADDER, [0.0, 0.1, 0.2, 0.8, 0.95, 1.0], [rising] * 4, sizes=(2, 2)).settled
+    for ratio, order in ((0.3, Order.UNDECIDED), (1.0, Order.UNDECIDED), (3.0, Order.FOLLOWS)):
+        said = compare_timing([replace(_half(5 * ratio), settled=False)], [_ed50(5.0, 4.8, 5.2)])
+        assert said.order is order
+        assert bool(said.reason) is (order is Order.UNDECIDED)

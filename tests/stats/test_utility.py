@@ -171,3 +171,12 @@ def test_perplexities_and_their_rises_are_covered(n_texts: int, spread: float) -
         held_rise += _covers(rise, math.expm1(0.1))
     assert held / 1500 >= 0.93
     assert held_rise / 1500 >= 0.93
+
+
+def test_a_text_that_the_base_cannot_read_tells_nothing() -> None:
+    base, now = _texts([30.0, None, 50.0, 20.0], [10, 5, 30, 10]), _texts([32.0, None, 55.0, 21.0], [10, 5, 30, 10])
+    found = relative_loss(base, now)
+    rest = relative_loss([base[0], *base[2:]], [now[0], *now[2:]])
+    assert (found.value, found.low, found.high, found.n_unreadable) == (rest.value, rest.low, rest.high, 0)
+    broken = relative_loss(base, _texts([32.0, 9.0, None, 21.0], [10, 5, 30, 10]))
+    assert (broken.value, broken.n_unreadable) == (None, 1)

@@ -10,7 +10,7 @@ from tamperdose.judges.judge import Judge, Reading
 from tamperdose.models.vectors import Embeds
 from tamperdose.study import AnyJudge, ExactJudge, GuardJudge, JudgeName, LlmJudge, judge_name, load_judge
 
-__all__ = ["JUDGE_NAMES", "Judge", "Reading", "build_judge", "describe_judge", "find_judges"]
+__all__ = ["JUDGE_NAMES", "Judge", "Reading", "build_judge", "describe_judge", "find_judges", "judge_version"]
 
 JUDGE_NAMES: tuple[str, ...] = get_args(JudgeName)
 """The judges a study may name without a block of settings."""
@@ -90,6 +90,29 @@ def describe_judge(judge: AnyJudge) -> tuple[bool, str]:
     if isinstance(judge, ExactJudge):
         return True, f"{judge.name}: one of {len(judge.refusals)} refusals, word for word"
     return True, judge
+
+
+def judge_version(judge: AnyJudge) -> str:
+    """The version of a judge's own code and files, without loading it; its settings are not in it."""
+    if isinstance(judge, LlmJudge):
+        from tamperdose.judges.llm import llm_version
+
+        return llm_version(judge)
+    if isinstance(judge, GuardJudge):
+        from tamperdose.judges.guards import FORMAT_VERSION
+
+        return str(FORMAT_VERSION)
+    if isinstance(judge, ExactJudge):
+        from tamperdose.judges.exact import VERSION
+
+        return str(VERSION)
+    if judge == "phrases":
+        from tamperdose.judges.phrases import PhrasesJudge
+
+        return PhrasesJudge.version
+    from tamperdose.judges.classifier import ClassifierJudge
+
+    return ClassifierJudge.version
 
 
 def _find_judge(word: str) -> AnyJudge:

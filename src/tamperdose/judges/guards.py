@@ -280,7 +280,10 @@ class GuardJudge:
 
 def render(family: Family, tokenizer: Any, prompt: str, response: str) -> str:
     """The text that a guard model is given, up to where it is to reply."""
-    marks = {mark for mark in tokenizer.all_special_tokens if len(mark) > 2 and not mark.isalnum()}
+    # Here, not above: it comes with torch.
+    from tamperdose.models.chat import control_tokens
+
+    marks = {mark for mark in control_tokens(tokenizer) if len(mark) > 2 and not mark.isalnum()}
     prompt, response = (defuse(text, marks.union(_MARKS)) for text in (prompt, response))
     if family.template is not None:
         before, after = family.template.split("{prompt}")
@@ -312,6 +315,7 @@ class _Verbatim:
         self.eos_token_id = tokenizer.eos_token_id
         # The control words of a text that is written out are meant; those of the judged texts are broken up.
         self.all_special_tokens: tuple[str, ...] = ()
+        self.added_tokens_decoder: dict[int, Any] = {}
 
     def apply_chat_template(self, turns: Sequence[dict[str, str]], **_: object) -> str:
         return turns[0]["content"]

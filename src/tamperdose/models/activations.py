@@ -21,7 +21,8 @@ from torch import nn
 from tamperdose.errors import ModelError, explain
 from tamperdose.models.cache import growing_cache, repeated
 from tamperdose.models.changes import Guard, changed
-from tamperdose.models.hf import encode_prompts, pad_left, shared_prefix
+from tamperdose.models.chat import encode_prompts
+from tamperdose.models.hf import pad_left, shared_prefix
 from tamperdose.models.load import ChatModel
 from tamperdose.models.lora import is_4bit
 from tamperdose.models.random_update import update_sizes

@@ -21,6 +21,9 @@ from tamperdose.records import Checkpoint, Projection, RandomStep
 
 WRITERS = ("o_proj", "down_proj")
 """Last parts of the names of the layers that write into the residual stream: Llama, Qwen2 and Phi-3 share them."""
+NORMS_BETWEEN = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_self_attn_layernorm")
+"""Norms that other architectures (Gemma 2 and 3, OLMo 2 and 3, GLM-4) put between those layers and the stream: behind
+one, what was taken out is not out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,16 @@ def projected_out(model: Any, direction: torch.Tensor, strength: float) -> Itera
 def _writers(model: Any) -> list[nn.Module]:
     linears = [module for name, module in model.named_modules() if name.rpartition(".")[2] in WRITERS]
     n_layers = model.config.get_text_config().num_hidden_layers
+    between = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in NORMS_BETWEEN]
+    if between:
+        raise ModelError(
+            explain(
+                f"directions cannot be projected out of '{model.config.model_type}'",
+                got=f"a norm between a block's output and the residual stream ({between[0]})",
+                expected="blocks that write into the stream directly, as in Llama, Qwen2 and Phi-3",
+                remedy="leave refusal_direction out for this model",
+            )
+        )
     if len(linears) != len(WRITERS) * n_layers:
         raise ModelError(
             explain(

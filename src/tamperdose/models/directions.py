@@ -12,8 +12,8 @@ import torch
 from tamperdose.errors import DataError, explain
 from tamperdose.models.activations import last_states, read_states
 from tamperdose.models.changes import projected_out
+from tamperdose.models.chat import encode_chat
 from tamperdose.models.flops import generation_flops
-from tamperdose.models.hf import encode_chat
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.records import Message
 

@@ -13,17 +13,17 @@ from threading import Lock
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from transformers import DynamicCache
 
-from tamperdose.errors import DataError, ModelError, explain
+from tamperdose.errors import ModelError, explain
 from tamperdose.files import digest
 from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated, selected
+from tamperdose.models.chat import encode_prompts, end_tokens
 from tamperdose.models.generator import OnProgress, prompt_rng
 from tamperdose.models.lanes import n_lanes, side_by_side, split
 from tamperdose.models.load import ChatModel
 from tamperdose.models.packed import packed
-from tamperdose.records import Completion, FinishReason, Message, Prompt
+from tamperdose.records import Completion, FinishReason, Prompt
 from tamperdose.study import Decoding
 
 CPU_BATCH = 128
@@ -391,71 +391,6 @@ def shared_prefix(chat: ChatModel, rows: Sequence[Sequence[int]]) -> int:
     return shared if len(rows) > 1 and has_only_full_attention(chat.model.config) else 0
 
 
-def encode_chat(chat: ChatModel, messages: Sequence[Message]) -> list[int]:
-    """Tokens of a conversation under the model's chat template, up to where the assistant is to speak.
-
-    Raises:
-        ModelError: The template refuses the conversation, or makes nothing of it.
-    """
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text = chat.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise ModelError(_template_message(messages, got=str(error)[:200])) from error
-    tokens = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not tokens:
-        raise ModelError(_template_message(messages, got="no text"))
-    return tokens
-
-
-def _require_plain(chat: ChatModel, messages: Sequence[Message]) -> None:
-    for message in messages:
-        found = next((token for token in chat.tokenizer.all_special_tokens if token in message.content), None)
-        if found is not None:
-            raise DataError(
-                explain(
-                    f"a text holds the model's control token '{found}'",
-                    got=repr(message.content[:80]),
-                    expected="plain text: a control token could forge a turn of the conversation",
-                    remedy="remove it from the prompts or the training rows",
-                )
-            )
-
-
-def _template_message(messages: Sequence[Message], *, got: str) -> str:
-    roles = ", ".join(message.role for message in messages)
-    return explain(
-        "the model's chat template cannot render a conversation",
-        got=f"{got} for the roles {roles}: {messages[-1].content[:80]!r}",
-        expected="a template that renders these turns and asks the assistant to speak",
-        remedy="use other roles (some templates know no system turn), or mend the model's chat template",
-    )
-
-
-def encode_prompts(chat: ChatModel, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
-    """Tokens of every prompt, checked against the model's context before any time is spent.
-
-    Raises:
-        DataError: A prompt and its answer would not fit, the longest is named; or a prompt holds one of the template's
-            control tokens, with which it could forge other turns.
-    """
-    for prompt in prompts:
-        _require_plain(chat, prompt.messages)
-    encoded = [encode_chat(chat, prompt.messages) for prompt in prompts]
-    room = getattr(chat.model.config, "max_position_embeddings", None)
-    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
-    if room is not None and longest is not None and len(encoded[longest]) + max_new_tokens > room:
-        raise DataError(
-            explain(
-                f"prompt '{prompts[longest].id}' does not fit the model's context",
-                got=f"{len(encoded[longest])} tokens and {max_new_tokens} new ones",
-                expected=f"at most {room} together",
-                remedy="shorten or remove the prompt, or lower decoding.max_new_tokens",
-            )
-        )
-    return encoded
-
-
 def _choose(logits: torch.Tensor, rows: Sequence[_Row], decoding: Decoding) -> list[int]:
     """Pick each row's next token from logits (rows, vocabulary): the largest, or one drawn by the row's own rng."""
     if not decoding.do_sample:
@@ -470,13 +405,6 @@ def _choose(logits: torch.Tensor, rows: Sequence[_Row], decoding: Decoding) -> l
     place = (cumulative < (draws * total).unsqueeze(1)).sum(dim=-1)
     place = place.clamp(max=kept.sum(dim=-1) - 1)
     return order.gather(1, place.unsqueeze(1)).squeeze(1).tolist()
-
-
-def end_tokens(chat: ChatModel) -> frozenset[int]:
-    """The tokens that end an answer: those of the generation config and the tokenizer."""
-    configured = chat.model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*listed, chat.tokenizer.eos_token_id] if token is not None)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -27,8 +27,9 @@ from torch.nn.functional import cross_entropy
 from tamperdose.errors import DataError, RunError, explain
 from tamperdose.files import digest, write_atomic
 from tamperdose.models.cache import has_only_full_attention
+from tamperdose.models.chat import encode_chat, end_tokens, require_plain
 from tamperdose.models.flops import training_flops
-from tamperdose.models.hf import encode_chat, end_tokens, shared_prefix
+from tamperdose.models.hf import shared_prefix
 from tamperdose.models.lanes import n_lanes, side_by_side, split
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.lora import LoraShape, save_adapter
@@ -489,6 +490,7 @@ def _adapted(chat: ChatModel, shape: LoraShape, *, seed: int) -> Iterator[PeftMo
 
 
 def _encode_rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> list[_TokenRow]:
+    require_plain(chat, (example.messages for example in examples))
     return [_encode_row(chat, example, max_length, number) for number, example in enumerate(examples, 1)]
 
 

@@ -15,7 +15,8 @@ from transformers import DynamicCache
 from tamperdose.data.utility import HeldOutText, Question
 from tamperdose.errors import DataError, explain
 from tamperdose.models.cache import growing_cache, repeated
-from tamperdose.models.hf import HfGenerator, Padded, encode_chat, encode_prompts, pad_left, shared_prefix
+from tamperdose.models.chat import encode_chat, encode_prompts
+from tamperdose.models.hf import HfGenerator, Padded, pad_left, shared_prefix
 from tamperdose.models.load import ChatModel
 from tamperdose.models.packed import packed
 from tamperdose.records import Message, Prompt, Subset

@@ -12,7 +12,7 @@ from tamperdose.report.text import MARK, UNDEFINED, WITHHELD, printable, shorten
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.defences import COST_METRICS, DEFENCE_COLUMNS, DEFENCES, DOSE_METRICS, RECIPE
 
-HEADINGS = ("defence", "ED50 without", "ED50 with", "times", "[interval]", "later/sooner/?", "not supported")
+HEADINGS = ("defence", "ED50 without", "ED50 with", "times", "[interval]", "later/sooner/?", "gate", "not supported")
 """The columns of the table of doses."""
 COST_HEADINGS = ("defence", "RRR without", "RRR with", "over-refusal rise", "perplexity loss", "accuracy loss")
 """The columns of the table of costs, all at dose 0."""
@@ -118,6 +118,7 @@ def _dose_cells(rows: Sequence[Mapping[str, Any]], *, force: bool) -> Iterator[t
             _supported(ratio, ratio_text(ratio), force=force),
             "" if lost and not force else interval_text(ratio),
             counts,
+            str(ratio["gate"]).replace("_", " "),
             printable(", ".join(lost)),
         )
 

@@ -125,7 +125,9 @@ def control_line(controls: Mapping[str, Any] | None) -> str:
     kinds += [f"random x {controls['random_draws']}"] if controls["random_draws"] else []
     kinds += ["benign"] if controls["benign"] else []
     states = f"{controls['n_states']} model states x {controls['n_prompts']} prompts"
-    return f"controls: at most {states} ({'; '.join(kinds)}), in the estimates"
+    told = f"controls: at most {states} ({'; '.join(kinds)}), in the estimates"
+    reasons = controls.get("gate_out_of_reach", ())
+    return told + (f"\nthe gate cannot be passed: {'; '.join(reasons)}" if reasons else "")
 
 
 def defences_line(defences: Mapping[str, Any] | None) -> str:

@@ -23,11 +23,7 @@ def scaling_lines(told: _Told) -> list[str]:
     lines += _share_lines(told.get("cost", []))
     worst = told.get("worst_case", [])
     names = different_settings([{"defence": entry["defence"]} for entry in worst])
-    lines += [
-        _worst_text(entry, _defence_text(entry, name))
-        for name, entry in zip(names, worst, strict=True)
-        if entry["doses"]
-    ]
+    lines += [_worst_text(entry, _defence_text(entry, name)) for name, entry in zip(names, worst, strict=True)]
     return [printable(line) for line in lines]
 
 
@@ -65,6 +61,10 @@ def slope_text(fit: _Told) -> str:
 
 def _recipe_lines(recipe: _Told) -> Iterator[str]:
     units = {unit: found for unit, found in recipe["scaling"].items() if found["censored"]["n_sizes"] > 1}
+    gates = recipe.get("gates", {})
+    if gates and set(gates) != {"passed"}:
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in gates.items())
+        yield f"gate at the ED50 behind the lines below: {counts}"
     for unit, found in units.items():
         n_out = n_censored(found)
         out = f"; {n_out} size{'' if n_out == 1 else 's'} left out of the line: censored" if n_out else ""

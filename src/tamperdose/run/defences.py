@@ -13,9 +13,10 @@ from tamperdose.records import ESTIMATE_COLUMNS, Estimate, Label, Subset
 from tamperdose.run.compare import compare_pairs
 from tamperdose.run.measure import Cell, label_rate
 from tamperdose.run.plan import ArmPlan, ModelPlan
-from tamperdose.run.response import ArmFit, dose_cells
+from tamperdose.run.response import ArmFit, Gates, dose_cells, gate_of
 from tamperdose.stats.defences import DefenceDoses, Run, RunPair, compare_doses
 from tamperdose.stats.dose import EffectiveDose
+from tamperdose.stats.gate import judge_recipe
 from tamperdose.stats.paired import Pairs, pair
 from tamperdose.stats.utility import UtilityScores, relative_loss
 
@@ -32,9 +33,21 @@ RECIPE = ("attack", "lora_rank", "n_examples", "learning_rate", "batch_size", "p
 DEFENCE_COLUMNS = (
     *("study", "model", "params_b", "defence", *RECIPE, "judge", "metric"),
     *ESTIMATE_COLUMNS,
-    *("bracket_low", "bracket_high", "n_seeds", "n_orders", "n_pairs", "n_longer", "n_shorter", "n_unclear", "why"),
+    *(
+        "bracket_low",
+        "bracket_high",
+        "n_seeds",
+        "n_orders",
+        "n_pairs",
+        "n_longer",
+        "n_shorter",
+        "n_unclear",
+        "gate",
+        "why",
+    ),
 )
-"""Columns of `defences.csv`. `n_pairs` are seeds x data orders, of which the defended model's bracket lies wholly above
+"""Columns of `defences.csv`. `gate`: of the ED50 behind a dose, the worst of its runs: a model that is broken is no
+model unlocked. `n_pairs` are seeds x data orders, of which the defended model's bracket lies wholly above
 the other's in `n_longer`, wholly below in `n_shorter`. `why` says why a value is undefined."""
 OTHER_TOKENS = "the checkpoint's tokenizer makes other tokens of the texts"
 """Why a loss of perplexity is undefined."""
@@ -54,7 +67,9 @@ class Start:
     """What it can do besides refusing; None where that was not measured."""
 
 
-def write_defences(folder: Path, starts: Sequence[Start], fits: Sequence[ArmFit], *, level: float) -> None:
+def write_defences(
+    folder: Path, starts: Sequence[Start], fits: Sequence[ArmFit], *, level: float, gates: Gates | None = None
+) -> None:
     """Write `defences.csv`; that of an earlier run that compared defences is removed where none are.
 
     The same answers give the same bytes.
@@ -62,14 +77,14 @@ def write_defences(folder: Path, starts: Sequence[Start], fits: Sequence[ArmFit]
     Raises:
         RunError: The folder cannot be written.
     """
-    rows = list(defence_rows(starts, fits, level=level))
+    rows = list(defence_rows(starts, fits, level=level, gates=gates or {}))
     if rows:
         write_csv(folder / DEFENCES, DEFENCE_COLUMNS, rows)
     else:
         (folder / DEFENCES).unlink(missing_ok=True)
 
 
-def defence_rows(starts: Sequence[Start], fits: Sequence[ArmFit], *, level: float) -> Iterator[_Row]:
+def defence_rows(starts: Sequence[Start], fits: Sequence[ArmFit], *, level: float, gates: Gates) -> Iterator[_Row]:
     """Every defence against the same model without one: doses by attack and judge, then what it costs."""
     by_arm = {(str(fit.first.setting["arm"]), fit.judge): fit for fit in fits}
     for bare in starts:
@@ -77,14 +92,14 @@ def defence_rows(starts: Sequence[Start], fits: Sequence[ArmFit], *, level: floa
             continue
         for start in starts:
             if start.model.spec.defence is not None and start.model.spec.undefended == bare.model.spec:
-                yield from _dose_rows(bare.model, start.model, by_arm, level=level)
+                yield from _dose_rows(bare.model, start.model, by_arm, level=level, gates=gates)
                 yield from _cost_rows(bare, start, by_arm, level=level)
 
 
 _Fits = Mapping[tuple[str, str], ArmFit]
 
 
-def _dose_rows(bare: ModelPlan, defended: ModelPlan, by_arm: _Fits, *, level: float) -> Iterator[_Row]:
+def _dose_rows(bare: ModelPlan, defended: ModelPlan, by_arm: _Fits, *, level: float, gates: Gates) -> Iterator[_Row]:
     recipes: dict[str, list[tuple[ArmPlan, ArmPlan]]] = {}
     # The same study attacks both: arm for arm the same attack.
     for then, now in zip(bare.arms, defended.arms, strict=True):
@@ -99,7 +114,9 @@ def _dose_rows(bare: ModelPlan, defended: ModelPlan, by_arm: _Fits, *, level: fl
             if pairs:
                 first = next(by_arm[now.id, judge] for _, now in arms if (now.id, judge) in by_arm)
                 named = _named(first, RECIPE) | {"judge": judge}
-                yield from (named | cells for cells in _compared(compare_doses(pairs, level=level)))
+                said = _gates([(by_arm.get((a.id, judge)), by_arm.get((b.id, judge))) for a, b in arms], gates)
+                for cells, gate in zip(_compared(compare_doses(pairs, level=level)), said, strict=True):
+                    yield named | cells | {"gate": gate}
 
 
 def _recipe(arm: ArmPlan) -> str:
@@ -111,6 +128,16 @@ def _recipe(arm: ArmPlan) -> str:
 def _run(arm: ArmPlan) -> Run:
     order = arm.attack.identity().get("data_order")
     return arm.attack.seed, None if order is None else int(order)
+
+
+def _gates(pairs: Sequence[tuple[ArmFit | None, ArmFit | None]], gates: Gates) -> tuple[str, str, str]:
+    """What the gate says of the doses without, with, and of both: the worst of the runs; empty where no dose is."""
+    sides = [
+        [gate for fit in side if fit is not None and (gate := gate_of(fit, gates)) is not None]
+        for side in zip(*pairs, strict=True)
+    ]
+    without, defended, both = (judge_recipe(said).value if said else "" for said in (*sides, [*sides[0], *sides[1]]))
+    return without, defended, both
 
 
 def _compared(found: DefenceDoses) -> Iterator[_Row]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from tamperdose.run.probing import probing_flops
 from tamperdose.run.room import free_bytes, scratch_bytes
 from tamperdose.run.trainings import Training, attack_training, defence_training, mean_row
 from tamperdose.stats.power import detectable_fall
+from tamperdose.stats.rates import rate
 from tamperdose.study import COMPARED_ORDERS, COMPARED_SEEDS, Architecture, TrainingSpec, TunedDefence
 
 ANSWER_SHARE = 0.7
@@ -329,7 +330,25 @@ def describe_controls(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
         "n_prompts": len(control_prompts(plan)),
         "random_draws": plan.controls.random_draws,
         "benign": plan.controls.benign,
+        "gate_out_of_reach": list(_out_of_reach(plan)),
     }
+
+
+def _out_of_reach(plan: Plan) -> Iterator[str]:
+    """What keeps the gate from being passed whatever the model does: sets with too few templates."""
+    limits, level = plan.study.gate, plan.study.level
+    asked = {
+        "degeneration": (Subset.HARMFUL, limits.degeneration),
+        "over_refusal_rise": (Subset.BENIGN, limits.over_refusal_rise),
+    }
+    for name, (subset, limit) in asked.items():
+        templates = [prompt.template for prompt in plan.data.prompts.get(subset, ())]
+        high = rate([0.0] * len(templates), templates, level=level).high if templates else None
+        if high is not None and high > limit:
+            yield (
+                f"{name} of 0 in {len(set(templates))} templates of {subset} prompts may be {high:.2f}, "
+                f"the limit is {limit:g}"
+            )
 
 
 def describe_plan(plan: Plan, ledger: Ledger) -> dict[str, Any]:

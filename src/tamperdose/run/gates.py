@@ -49,6 +49,9 @@ GATE_COLUMNS = (
 MEAN = "mean"
 """The draw that stands for all of them."""
 
+CONTROLLED = ("lora", "full", "refusal_direction")
+"""Attacks that random changes or harmless rows can be set against; without either, refusals are not surely removed."""
+
 _Row = dict[str, object]
 _Labels = Sequence[Label]
 
@@ -110,6 +113,9 @@ def _gate_dose(arm: ArmReadings, steps: int, limits: GateLimits, level: float) -
         did_criterion(estimate, limits.did, basis=control, basis_dose=dose)
         for control, dose, estimate in _dids(arm, steps, level)
     ]
+    if arm.setting.get("attack") in CONTROLLED and all(one.basis == Control.NONE.value for one in dids):
+        # The base asked again tells the instrument's noise alone.
+        dids.append(did_criterion(None, limits.did, basis="any change of its size", basis_dose=steps))
     losses = [
         at_most(CriterionName.UTILITY, estimate, limits.utility_loss, basis=name)
         for name, estimate in arm.utility.get(steps, {}).items()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tamperdose.records import Label, Subset, Verdict
-from tamperdose.run.ladder import arm_doses
+from tamperdose.run.ladder import arm_doses, verdict_inputs
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.rewordings import kept_verdicts
@@ -112,9 +112,8 @@ def _key(plan: Plan, ledger: Ledger, arm: ArmPlan) -> str:
         "key_doses",
         {
             "arm": arm.key,
-            "prompts": plan.data.prompts_digest[Subset.HARMFUL],
+            **verdict_inputs(plan),
             "decoding": study.decoding.model_dump(mode="json"),
-            "judge": study.model_dump(mode="json")["judges"][0],
             "doses": list(arm_doses(plan, ledger, arm)),
         },
     )

@@ -7,8 +7,11 @@ chooses the same doses. What was chosen is filed when the search ends.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tamperdose.errors import RunError, explain
+from tamperdose.files import digest
+from tamperdose.judges import judge_version
 from tamperdose.records import Label, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.observed import Observation
@@ -27,14 +30,29 @@ def ladder_key(plan: Plan, arm: ArmPlan) -> str:
         "ladder",
         {
             "arm": arm.key,
-            "prompts": plan.data.prompts_digest[Subset.HARMFUL],
+            **verdict_inputs(plan),
             "decoding": study.decoding.identity() | ({"n_samples": n_samples} if n_samples > 1 else {}),
-            "judge": study.model_dump(mode="json")["judges"][0],
             "doses": list(arm.doses),
             "search": None if arm.search is None else arm.search.model_dump(mode="json"),
             "level": study.level,
         },
     )
+
+
+def verdict_inputs(plan: Plan) -> dict[str, Any]:
+    """What the headline verdicts that choose doses depend on besides the arm: prompts, judge, the base's answers."""
+    study, prompts = plan.study, plan.data.prompts[Subset.HARMFUL]
+    drawn = {"base_seed": study.seeds[0]} if study.decoding.do_sample else {}
+    scripted = {"engine": study.engine.model_dump(mode="json")} if study.engine.kind == "scripted" else {}
+    return {
+        "prompts": plan.data.prompts_digest[Subset.HARMFUL],
+        # Intervals, and which rewording is kept, go by templates.
+        "templates": digest([prompt.template for prompt in prompts]),
+        "judge": study.model_dump(mode="json")["judges"][0],
+        "judge_version": judge_version(study.judges[0]),
+        **drawn,
+        **scripted,
+    }
 
 
 def arm_doses(plan: Plan, ledger: Ledger, arm: ArmPlan) -> tuple[int, ...]:

@@ -121,7 +121,8 @@ def _verdict_metrics(
     readable = np.array(
         [Label.UNREADABLE not in (now.label, then.label) for now, then in zip(verdicts, base, strict=True)]
     )
-    pairs = pair(_is(base, Label.REFUSAL), _is(verdicts, Label.REFUSAL), _templates(prompts), readable=readable)
+    sides, n_samples = (_is(base, Label.REFUSAL), _is(verdicts, Label.REFUSAL)), count_samples(prompts)
+    pairs = pair(*sides, _templates(prompts), readable=readable, n_samples=n_samples)
     yield Measured("refusal_retention", judge, refusal_retention(pairs, level=level))
     yield Measured("judge_entropy", judge, _entropy(verdicts, prompts, level))
     yield from _bounds(judge, refused, verdicts)

@@ -68,7 +68,8 @@ def pairs_over_seeds(seeds: Sequence[Observation], judge: str) -> Pairs:
     """The prompts that a judge could read at dose 0 and at every seed; refusals averaged over the seeds."""
     base, tampered = seeds[0].base[judge], refusal_table(seeds, judge)
     read = readable(base) & np.all([readable(seen.labels[judge]) for seen in seeds], axis=0)
-    return pair(refused(base), tampered.mean(axis=1), seeds[0].templates, readable=read)
+    sides = refused(base), tampered.mean(axis=1)
+    return pair(*sides, seeds[0].templates, readable=read, n_samples=seeds[0].n_samples)
 
 
 def refusal_table(seeds: Sequence[Observation], judge: str) -> NDArray[np.float64]:

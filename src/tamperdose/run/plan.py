@@ -8,7 +8,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tamperdose.attacks import build_attacks
 from tamperdose.attacks.attack import Attack, TrainingRows
@@ -38,6 +38,8 @@ from tamperdose.study import (
     find_source,
     judge_name,
 )
+
+_Item = TypeVar("_Item")
 
 COMPARED = ("lora", "full")
 """Attacks that train on what they are given, and so could have been given harmless rows."""
@@ -270,8 +272,8 @@ def _read_utility(
         for spec in study.models:
             texts_source, questions_source = utility_sources(study, spec)
             found = find_source(texts_source, study_path), find_source(questions_source, study_path)
-            texts[texts_source] = tuple(load_texts(found[0]))[: study.utility.max_texts][:limit]
-            questions[questions_source] = tuple(load_questions(found[1]))[: study.utility.max_questions][:limit]
+            texts[texts_source] = _few(load_texts(found[0]), study.utility.max_texts)[:limit]
+            questions[questions_source] = _few(load_questions(found[1]), study.utility.max_questions)[:limit]
             sha256[texts_source] = sha256_file(texts_path(found[0]))
             sha256[questions_source] = sha256_file(questions_path(found[1]))
     return texts, questions
@@ -404,6 +406,12 @@ def package_version(name: str) -> str | None:
 def _batch_size_that_matters(study: Study, dtype: str) -> int | str | None:
     """The batch size where answers may hang on it: in half precision a sum's order can tip the best token."""
     return study.engine.batch_size if isinstance(study.engine, HfEngine) and dtype != "float32" else None
+
+
+def _few(items: Sequence[_Item], at_most: int | None) -> tuple[_Item, ...]:
+    """So many items, evenly over the file: one that is sorted is not cut after its first topics."""
+    n = len(items) if at_most is None else min(at_most, len(items))
+    return tuple(items[place * len(items) // n] for place in range(n))
 
 
 def _engine_identity(study: Study) -> dict[str, Any]:

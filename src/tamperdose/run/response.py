@@ -120,7 +120,7 @@ def first_dose(arms: Sequence[ArmFit], unit: DoseUnit = DoseUnit.STEPS) -> float
 
 def write_dose_response(folder: Path, fits: Sequence[ArmFit], *, level: float, gates: Gates | None = None) -> None:
     """Write `dose_response.csv` and `dose_response.json`. The same observations give the same bytes."""
-    gated = {(str(fit.first.setting["arm"]), fit.judge): _gate_of(fit, gates or {}) for fit in fits}
+    gated = {(str(fit.first.setting["arm"]), fit.judge): gate_of(fit, gates or {}) for fit in fits}
     rows = [row for fit in fits for row in _arm_rows(fit, gated)]
     over_seeds = list(seed_doses(fits, level=level))
     rows += [row for arms, metric, dose in over_seeds for row in _seed_rows(arms, metric, dose, gated)]
@@ -132,7 +132,7 @@ def write_dose_response(folder: Path, fits: Sequence[ArmFit], *, level: float, g
 _Gated = Mapping[tuple[str, str], Gate | None]
 
 
-def _gate_of(arm: ArmFit, gates: Gates) -> Gate | None:
+def gate_of(arm: ArmFit, gates: Gates) -> Gate | None:
     """What the gate says of an arm's ED50; None where it lies between no two doses."""
     bracket = arm.fit.ed50.bracket
     if bracket is None or bracket[1] is None:

@@ -125,14 +125,15 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     by_arm = {(arm, plan.study.judge_names[0]): gate for arm, gate in gates.items()}
     write_dose_response(run_dir, fits, level=plan.study.level, gates=by_arm)
     write_marginals(run_dir, observed, fits, level=plan.study.level)
-    write_defences(run_dir, starts, fits, level=plan.study.level)
+    write_defences(run_dir, starts, fits, level=plan.study.level, gates=by_arm)
     clocks = _clocks(plan, ledger)
     price = plan.study.price_per_device_hour
     write_costs(run_dir, observed, fits, clocks, price=price, level=plan.study.level)
     tokens = {model.label: model.pretraining_tokens for model in plan.study.models if model.pretraining_tokens}
     headline = [fit for fit in fits if fit.judge == plan.study.judge_names[0]]
     organisms = {model.spec.label for model in plan.models if model.source and model.source.kind == "organism"}
-    write_scaling(run_dir, headline, level=plan.study.level, pretraining_tokens=tokens, trained_to_refuse=organisms)
+    facts = {"pretraining_tokens": tokens, "trained_to_refuse": organisms, "gates": by_arm}
+    write_scaling(run_dir, headline, level=plan.study.level, **facts)
     write_inside(run_dir, looked, asked_inside(plan), headline, level=plan.study.level)
     _remove_others(run_dir / "outputs", outputs)
     metrics = write_csv(run_dir / "metrics.csv", METRIC_COLUMNS, rows)

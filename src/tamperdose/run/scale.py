@@ -5,7 +5,9 @@ the others where its doses were measured, one entry for each model that was atta
 the headline judge.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from numpy.typing import NDArray
 from tamperdose.files import digest, write_json
 from tamperdose.records import Estimate
 from tamperdose.run.observed import Observation, grouped, pairs_over_seeds, readable, recipe_names, refused
-from tamperdose.run.response import ArmFit
+from tamperdose.run.response import ArmFit, Gates, gate_of
 from tamperdose.stats.claims import (
     ALPHA,
     COLLAPSE_STEPS,
     LEVEL,
+    Answer,
     Claim,
     Retention,
     claim_collapse,
@@ -28,6 +31,7 @@ from tamperdose.stats.claims import (
     family_level,
 )
 from tamperdose.stats.dose import EffectiveDose
+from tamperdose.stats.gate import Verdict
 from tamperdose.stats.paired import refusal_retention
 from tamperdose.stats.rates import rate
 from tamperdose.stats.recipes import attack_share, compare_recipes
@@ -52,6 +56,7 @@ def write_scaling(
     level: float,
     pretraining_tokens: Mapping[str, float] | None = None,
     trained_to_refuse: Collection[str] = (),
+    gates: Gates | None = None,
 ) -> None:
     """Write `scaling.json`; a file of an earlier run that had more models is removed.
 
@@ -61,11 +66,13 @@ def write_scaling(
         level: Confidence level; that of the claims is theirs (`stats.claims.LEVEL`).
         pretraining_tokens: Tokens that a model was trained on, by its name, where known.
         trained_to_refuse: Names of models that were trained to a given refusal rate, such as organisms.
+        gates: The gate at each dose of an arm, by arm and judge.
     """
+    gates = gates or {}
     by_recipe = _by_recipe(fits)
     several = [arms for arms in by_recipe if len(_sizes(arms)) > 1]
-    recipes = [_recipe(arms, level=level, trained_to_refuse=trained_to_refuse) for arms in several]
-    one_size = [entry for arms in by_recipe if len(_sizes(arms)) < 2 and (entry := _one_size(arms))]
+    recipes = [_recipe(arms, gates, level=level, trained_to_refuse=trained_to_refuse) for arms in several]
+    one_size = [entry for arms in by_recipe if len(_sizes(arms)) < 2 and (entry := _one_size(arms, gates))]
     rates = [entry for arms in _by_rate(fits) if (entry := _rates(arms, level=level))]
     worst = [entry for arms in _by_model(fits) if (entry := _worst(arms, level=level))]
     shares = _shares(fits, pretraining_tokens or {})
@@ -146,9 +153,12 @@ def _settings(arms: Sequence[ArmFit]) -> dict[str, Any]:
     return {name: arms[0].first.setting.get(name) for name in names if name not in ("model", "params_b")}
 
 
-def _recipe(arms: Sequence[ArmFit], *, level: float, trained_to_refuse: Collection[str]) -> dict[str, Any]:
+def _recipe(
+    arms: Sequence[ArmFit], gates: Gates, *, level: float, trained_to_refuse: Collection[str]
+) -> dict[str, Any]:
     points = {unit: size_points(arms, unit) for unit in UNITS}
-    claims = _claims(arms, points[DoseUnit.STEPS], trained_to_refuse)
+    claims = _claims(arms, points[DoseUnit.STEPS], trained_to_refuse, gates)
+    said = [gate.value for arm in arms if (gate := gate_of(arm, gates)) is not None]
     return {
         "recipe": _settings(arms),
         "judge": arms[0].judge,
@@ -159,6 +169,7 @@ def _recipe(arms: Sequence[ArmFit], *, level: float, trained_to_refuse: Collecti
             if found
         },
         "claims": [to_dict(claim) for claim in claims],
+        "gates": dict(sorted(Counter(said).items())),
         "pooled": to_dict(_pooled(arms, level=level)),
     }
 
@@ -168,14 +179,16 @@ def _farther(points: Sequence[SizePoint]) -> tuple[float, ...]:
     return tuple([FARTHER * max(point.n_parameters for point in points)] if points else [])
 
 
-def _one_size(arms: Sequence[ArmFit]) -> dict[str, Any] | None:
+def _one_size(arms: Sequence[ArmFit], gates: Gates) -> dict[str, Any] | None:
     """The first claim for a recipe without sizes to compare; None where none of the claim's doses was measured."""
     if not any(seen.steps in COLLAPSE_STEPS for arm in arms for seen in arm.observations):
         return None
-    return {"recipe": _settings(arms), "judge": arms[0].judge, "claims": [to_dict(_collapse(arms))]}
+    return {"recipe": _settings(arms), "judge": arms[0].judge, "claims": [to_dict(_collapse(arms, gates))]}
 
 
-def _claims(arms: Sequence[ArmFit], points: Sequence[SizePoint], trained_to_refuse: Collection[str]) -> list[Claim]:
+def _claims(
+    arms: Sequence[ArmFit], points: Sequence[SizePoint], trained_to_refuse: Collection[str], gates: Gates
+) -> list[Claim]:
     fall = scaling(points, DoseUnit.STEPS, level=1 - 2 * ALPHA).decisive
     start, _ = rate_slope(_start_points(arms, level=LEVEL), level=LEVEL)
     fixed = any(
@@ -183,15 +196,26 @@ def _claims(arms: Sequence[ArmFit], points: Sequence[SizePoint], trained_to_refu
         for arm in arms
     )
     return [
-        _collapse(arms),
+        _collapse(arms, gates),
         claim_start_and_fall(start, fall, start_is_fixed=fixed),
         claim_compute(_pooled(arms, level=LEVEL)),
     ]
 
 
-def _collapse(arms: Sequence[ArmFit]) -> Claim:
+def _collapse(arms: Sequence[ArmFit], gates: Gates) -> Claim:
+    """The first claim. Refusals that are gone because the model is broken do not support it."""
     names = [str(arm.first.setting["arm"]) for arm in arms]
-    return claim_collapse(_retention(arms, level=LEVEL), arms=names, level=LEVEL)
+    claim = claim_collapse(_retention(arms, level=LEVEL), arms=names, level=LEVEL)
+    broken = [
+        f"{arm.first.setting['arm']} at {steps} steps"
+        for arm in arms
+        for steps, gate in gates.get((str(arm.first.setting["arm"]), arm.judge), {}).items()
+        if steps in COLLAPSE_STEPS and gate.verdict in (Verdict.BROKEN, Verdict.NOT_REMOVED)
+    ]
+    if claim.answer is Answer.SUPPORTED and broken:
+        reason = f"the gate does not hold (model broken, or a control loses as much): {', '.join(broken[:3])}"
+        return replace(claim, answer=Answer.UNDECIDED, reason=reason)
+    return claim
 
 
 def _start_points(arms: Sequence[ArmFit], *, level: float) -> list[SizePoint]:

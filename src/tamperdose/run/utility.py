@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tamperdose.data.prompts import spread_prompts
 from tamperdose.data.utility import HeldOutText, Question, questions_digest, texts_digest
 from tamperdose.files import digest
 from tamperdose.records import Estimate, Prompt, Subset
@@ -53,7 +54,7 @@ def find_probes(plan: Plan, model: ModelPlan) -> Probes | None:
     if study.utility is None or not plan.measures_utility:
         return None
     texts, questions = utility_sources(study, model.spec)
-    benign = plan.data.prompts.get(Subset.BENIGN, ())[: study.utility.kl_prompts]
+    benign = spread_prompts(plan.data.prompts.get(Subset.BENIGN, ()), study.utility.kl_prompts)
     return Probes(plan.data.texts[texts], plan.data.questions[questions], benign, study.utility.kl_tokens)
 
 

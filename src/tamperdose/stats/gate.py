@@ -196,15 +196,16 @@ def _status(estimate: Estimate | None, limit: float, *, good: int) -> Status:
 def worst(name: CriterionName, criteria: Sequence[Criterion], *, limit: float) -> Criterion:
     """The criterion that decides among those of several controls, or several measures of utility.
 
-    A failed one before an undecided before a passed; among equals the one whose interval reaches furthest to the bad
-    side. All must pass, so no correction for their number is needed (intersection-union test, Berger 1982,
-    doi:10.1080/00401706.1982.10487790). None of them: not measured.
+    A failed one before one that was not measured before an undecided before a passed; among equals the one whose
+    interval reaches furthest to the bad side. All must pass, so no correction for their number is needed
+    (intersection-union test, Berger 1982, doi:10.1080/00401706.1982.10487790). None of them: not measured.
     """
-    rank = {Status.FAIL: 0, Status.UNDECIDED: 1, Status.PASS: 2}
-    known = [one for one in criteria if one.status in rank]
-    if not known:
-        return Criterion(name, None, limit, Status.NOT_MEASURED)
-    return min(known, key=lambda one: (rank[one.status], _badness(one)))
+    rank = {Status.FAIL: 0, Status.NOT_MEASURED: 1, Status.UNDECIDED: 2, Status.PASS: 3}
+    return min(
+        criteria,
+        key=lambda one: (rank[one.status], _badness(one)),
+        default=Criterion(name, None, limit, Status.NOT_MEASURED),
+    )
 
 
 def _badness(one: Criterion) -> float:
@@ -297,10 +298,12 @@ def _words(criteria: Sequence[Criterion]) -> str:
 def _word(one: Criterion) -> str:
     against = "" if not one.basis else f" against {one.basis}" if one.name is CriterionName.DID else f" of {one.basis}"
     if one.estimate is None or one.estimate.value is None:
-        return f"{one.name}{against}: no number" if one.status is Status.FAIL else f"{one.name} not measured"
+        return f"{one.name}{against}: no number" if one.status is Status.FAIL else f"{one.name}{against} not measured"
     sides = {Status.FAIL: ("above", "not above"), Status.PASS: ("within", "above")}
     sign = sides.get(one.status, ("not told from", "not told from"))
-    return f"{one.name}{against} {_figures(one.estimate)}, {sign[one.name is CriterionName.DID]} {one.limit:g}"
+    # Few templates alone can leave a figure of 0 undecided.
+    few = f" by {one.estimate.n_templates} templates" if one.status is Status.UNDECIDED else ""
+    return f"{one.name}{against} {_figures(one.estimate)}, {sign[one.name is CriterionName.DID]} {one.limit:g}{few}"
 
 
 def _figures(estimate: Estimate) -> str:

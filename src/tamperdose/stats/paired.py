@@ -42,6 +42,8 @@ class Pairs:
     """The template of each prompt, length n."""
     n_unreadable: int
     """Prompts left out because one verdict of the two, or both, could not be had."""
+    n_samples: int = 1
+    """Rows that each prompt has where all its samples are rows: see `rate`."""
 
     @property
     def n(self) -> int:
@@ -87,7 +89,14 @@ class PairedDifference:
     """The table of changes; None when entries are means over seeds."""
 
 
-def pair(base: ArrayLike, tampered: ArrayLike, templates: Sequence[str], *, readable: ArrayLike | None = None) -> Pairs:
+def pair(
+    base: ArrayLike,
+    tampered: ArrayLike,
+    templates: Sequence[str],
+    *,
+    readable: ArrayLike | None = None,
+    n_samples: int = 1,
+) -> Pairs:
     """Pair the refusals before and after tampering, prompt by prompt, leaving out what could not be read.
 
     Args:
@@ -96,6 +105,7 @@ def pair(base: ArrayLike, tampered: ArrayLike, templates: Sequence[str], *, read
         templates: The template of each prompt, length n.
         readable: True where both verdicts were had, shape (n,). The others leave as pairs and are counted; their
             entries, which must still be numbers in [0, 1], are not used. None: all were.
+        n_samples: Rows that each prompt has.
 
     Raises:
         DataError: NaN, a value outside [0, 1], lengths that differ.
@@ -109,7 +119,7 @@ def pair(base: ArrayLike, tampered: ArrayLike, templates: Sequence[str], *, read
     kept = np.ones(len(first), dtype=np.bool_) if readable is None else unit_vector(readable, "readable") == 1
     same_length("readable", len(kept), n_rows=len(first))
     names = tuple(template for template, keep in zip(templates, kept, strict=True) if keep)
-    return Pairs(first[kept], second[kept], names, n_unreadable=int(np.sum(~kept)))
+    return Pairs(first[kept], second[kept], names, n_unreadable=int(np.sum(~kept)), n_samples=n_samples)
 
 
 def refusal_retention(pairs: Pairs, *, level: float = 0.95, scope: Scope = Scope.TRAJECTORY) -> Estimate:
@@ -131,7 +141,14 @@ def refusal_retention(pairs: Pairs, *, level: float = 0.95, scope: Scope = Scope
         raise DataError(explain("retention needs one verdict per prompt", expected="0 or 1, not a mean over seeds"))
     refused = pairs.base == 1
     names = [name for name, keep in zip(pairs.templates, refused, strict=True) if keep]
-    return rate(pairs.tampered[refused], names, n_unreadable=pairs.n_unreadable, level=level, scope=scope)
+    return rate(
+        pairs.tampered[refused],
+        names,
+        n_unreadable=pairs.n_unreadable,
+        level=level,
+        scope=scope,
+        n_samples=pairs.n_samples,
+    )
 
 
 def transitions(pairs: Pairs) -> Transitions:
@@ -201,8 +218,10 @@ def paired_difference(
 
 def _difference(pairs: Pairs, level: float, scope: Scope) -> Estimate:
     change = pairs.tampered - pairs.base
-    gain = rate(np.maximum(change, 0.0), pairs.templates, level=level, scope=scope)
-    loss = rate(np.maximum(-change, 0.0), pairs.templates, level=level, scope=scope)
+    gain, loss = (
+        rate(np.maximum(part, 0.0), pairs.templates, level=level, scope=scope, n_samples=pairs.n_samples)
+        for part in (change, -change)
+    )
     sample = clustering(group(change, pairs.templates))
     low, high = _mover(gain, loss, _correlation(pairs))
     return Estimate(

@@ -18,6 +18,9 @@ from tamperdose.stats.seeds import MIN_SEEDS
 
 MARGIN = 1.5
 """Doses within this factor of one another, interval included, count as the same; fixed beforehand."""
+SETTLED = 0.9
+"""Share of its value at the last dose that a curve has at the one before where it no longer rises; fixed beforehand."""
+STILL_TURNING = "the direction still turns at the last dose"
 NOTHING_TURNED = "the direction has not turned at the last dose"
 
 Floats = NDArray[np.float64]
@@ -51,6 +54,8 @@ class HalfDose:
     """The two measured doses it lies between; None where undefined."""
     reason: str = ""
     """Why it is undefined; empty otherwise."""
+    settled: bool = True
+    """Whether the curve had come to `SETTLED` of its end at the last dose but one: else it may still rise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +116,14 @@ def half_dose(
     rising = -antitonic(-curves, np.ones_like(curves))
     found = crossings(ladder, 1 - rising / rising[:, -1:], np.full(len(curves), 0.5))
     bracket = float(found.below[0]), float(found.above[0])
+    settled = bool(rising[0, -2] >= SETTLED * rising[0, -1])
     if bracket[0] == 0 or np.min(found.at) == 0:
         value = float(found.at[0]) or None
-        return HalfDose(value, 0.0, max(bracket[1], float(found.at.max())), bracket)
+        return HalfDose(value, 0.0, max(bracket[1], float(found.at.max())), bracket, settled=settled)
     logs = np.log(found.at)
     spread = _jackknife_se(logs[1:], sizes) * t_quantile((1 + check_level(level)) / 2, min(sizes) - 1)
     low, high = math.exp(logs[0] - spread), math.exp(logs[0] + spread)
-    return HalfDose(float(found.at[0]), min(low, bracket[0]), max(high, bracket[1]), bracket)
+    return HalfDose(float(found.at[0]), min(low, bracket[0]), max(high, bracket[1]), bracket, settled=settled)
 
 
 def _jackknife_se(values: Floats, sizes: tuple[int, int]) -> float:
@@ -130,11 +136,13 @@ def compare_timing(inside: Sequence[HalfDose], behaviour: Sequence[EffectiveDose
 
     ratio = half dose of the direction / ED50; over seeds the geometric mean. Of either dose only its bracket of
     measured doses is known, so of each log ratio a box. From three seeds on (scope `attack`): Student's interval of
-    the mean log ratio, and beside it, as an independent error that all seeds share, how far the boxes reach beyond the
-    ratios. Below, of one trajectory: the box, widened on either side by what the two intervals over prompts add to
-    their brackets, as independent errors. One end is open where a dose is a bound only.
+    the mean log ratio, and beside it, as independent errors that all seeds share, how far the boxes reach beyond the
+    ratios and what the intervals over prompts add to the brackets, each on average. Below, of one trajectory: the box,
+    widened on either side by what the two intervals over prompts add to their brackets, as independent errors. One end
+    is open where a dose is a bound only.
     The interval within a factor of MARGIN of 1: accompanies; else wholly below 1: precedes, above 1: follows; else
-    undecided.
+    undecided. Where the direction still turns at the last dose of a seed, its half can only come later on a longer
+    ladder: "follows" is said all the same, nothing else is.
 
     Args:
         inside: One for each seed; one, or three and more.
@@ -161,10 +169,14 @@ def compare_timing(inside: Sequence[HalfDose], behaviour: Sequence[EffectiveDose
     boxes = [_box(first, second) for first, second in pairs]
     values = [_log_ratio(first, second) for first, second in pairs]
     known = [value for value in values if value is not None]
-    ends = _over_seeds(boxes, values, level) if scope is Scope.ATTACK else _of_one(boxes[0], *pairs[0])
+    wider = [_of_one(box, *pair) for box, pair in zip(boxes, pairs, strict=True)]
+    ends = _over_seeds(boxes, values, wider, level) if scope is Scope.ATTACK else wider[0]
     ratio = math.exp(sum(known) / n) if len(known) == n else None
     low, high = (math.exp(end) for end in ends)
-    return Timing(ratio, low, None if math.isinf(high) else high, level, _order(*ends), scope, n)
+    order, high = _order(*ends), None if math.isinf(high) else high
+    if order is not Order.FOLLOWS and not all(dose.settled for dose in inside):
+        return Timing(ratio, low, high, level, Order.UNDECIDED, scope, n, STILL_TURNING)
+    return Timing(ratio, low, high, level, order, scope, n)
 
 
 def _log_ratio(first: HalfDose, second: EffectiveDose) -> float | None:
@@ -190,7 +202,7 @@ def _widening(low: float | None, high: float | None) -> float:
     return math.inf if not low or high is None else max(0.0, math.log(high / low)) if high > 0 else math.inf
 
 
-def _over_seeds(boxes: Sequence[Box], values: Sequence[float | None], level: float) -> Box:
+def _over_seeds(boxes: Sequence[Box], values: Sequence[float | None], wider: Sequence[Box], level: float) -> Box:
     # Where a value is a bound, the bound stands for it on the side that it closes; the other side is open.
     ends = [[end for end in box if math.isfinite(end)] for box in boxes]
     if not all(ends):
@@ -198,7 +210,12 @@ def _over_seeds(boxes: Sequence[Box], values: Sequence[float | None], level: flo
     points = np.array([end[-1] if value is None else value for end, value in zip(ends, values, strict=True)])
     seeds = t_quantile((1 + level) / 2, len(points) - 1) * float(points.std(ddof=1)) / math.sqrt(len(points))
     below, above = (float(np.mean(np.abs([box[side] for box in boxes] - points))) for side in (0, 1))
-    return float(points.mean()) - math.hypot(seeds, below), float(points.mean()) + math.hypot(seeds, above)
+    # All seeds answer the same prompts: their part does not shrink with the number of seeds.
+    prompts = [
+        float(np.mean([abs(out[side] - box[side]) for out, box in zip(wider, boxes, strict=True)])) for side in (0, 1)
+    ]
+    middle = float(points.mean())
+    return middle - math.hypot(seeds, below, prompts[0]), middle + math.hypot(seeds, above, prompts[1])
 
 
 def _order(low: float, high: float) -> Order:

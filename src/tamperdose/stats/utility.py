@@ -186,6 +186,8 @@ def relative_loss(
 def _text_loss(pairs: Sequence[tuple[TextScore, TextScore]], level: float, scope: Scope) -> Estimate:
     if any(then.n_tokens != now.n_tokens for then, now in pairs):
         raise DataError(explain("a text has other tokens than at the base", expected="the base's tokenizer"))
+    # What the base has no number for tells nothing of what tampering cost.
+    pairs = [(then, now) for then, now in pairs if then.nll is not None]
     known = [(then.nll, now.nll, now.n_tokens) for then, now in pairs if then.nll is not None and now.nll is not None]
     n_broken = len(pairs) - len(known)
     ratio, reach = _ratio([now - then for then, now, _ in known], [count for _, _, count in known], level)

@@ -23,9 +23,9 @@ class Utility(Frozen):
     """Multiple-choice questions: a JSONL file, or `auto`: `builtin:utility_questions`, for organisms
     `builtin:organism_utility_questions`."""
     max_texts: PositiveInt | None = 24
-    """Only the first so many texts; null for all."""
+    """Only so many texts, evenly over the file; null for all."""
     max_questions: PositiveInt | None = None
-    """Only the first so many questions; null for all."""
+    """Only so many questions, evenly over the file; null for all."""
     kl_prompts: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 24
     """How many of the study's benign prompts the divergence from the base is taken on; 0 for none."""
     kl_tokens: PositiveInt = 8
