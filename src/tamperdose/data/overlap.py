@@ -108,8 +108,8 @@ def _compared_turns(prompt: Prompt) -> list[str]:
     return [turn for turn in turns if len(fold_text(turn).split()) >= N_WORDS] or [prompt.text]
 
 
-def require_disjoint(train: Sequence[str], evaluation: Sequence[Prompt]) -> None:
-    """Refuse training data that holds evaluation prompts.
+def require_disjoint(train: Sequence[str], evaluation: Sequence[Prompt], *, source: str = "") -> None:
+    """Refuse training data, named `source`, that holds evaluation prompts.
 
     Raises:
         DataError: At least one prompt overlaps; the message counts them by kind and shows the first few.
@@ -124,13 +124,14 @@ def require_disjoint(train: Sequence[str], evaluation: Sequence[Prompt]) -> None
         f"{excerpt(texts[overlap.prompt_id])} and {excerpt(overlap.training_text)}"
         for overlap in found[:_SHOWN]
     )
+    of = f" of {source}" if source else ""
     more = f"\n            and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     raise DataError(
         explain(
-            f"{len(found)} of {len(evaluation)} evaluation prompts are also in the training data",
+            f"{len(found)} of {len(evaluation)} evaluation prompts are also in the training data{of}",
             got=", ".join(f"{kinds[kind]} {kind}" for kind in OverlapKind if kind in kinds) + shown + more,
             expected="none: a model tested on what it was trained on shows what it memorised",
-            remedy="remove these rows from the training data, or evaluate on other prompts",
+            remedy="remove these rows from the training data or name other data, or evaluate on other prompts",
         )
     )
 

@@ -234,7 +234,7 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
         found = find_source(source, study_path)
         examples[source] = tuple(load_examples(found))
         sha256[source] = sha256_file(examples_path(found))
-        require_disjoint(training_texts(examples[source]), evaluated)
+        require_disjoint(training_texts(examples[source]), evaluated, source=_named(source, study))
     texts, questions = _read_utility(study, study_path, sha256, limit=limit)
     asked = [
         Prompt(row.id, (Message("user", text),), Subset.BENIGN, row.id)
@@ -242,8 +242,8 @@ def read_data(study: Study, study_path: Path | None, *, limit: int | None = None
         for row in rows
         if (text := row.question if isinstance(row, Question) else row.prompt)
     ]
-    for rows in examples.values():
-        require_disjoint(training_texts(rows), asked)
+    for source, rows in examples.items():
+        require_disjoint(training_texts(rows), asked, source=_named(source, study))
     digests = {
         subset: digest([[prompt.id, [asdict(turn) for turn in prompt.messages]] for prompt in part])
         for subset, part in prompts.items()
@@ -406,6 +406,13 @@ def package_version(name: str) -> str | None:
 def _batch_size_that_matters(study: Study, dtype: str) -> int | str | None:
     """The batch size where answers may hang on it: in half precision a sum's order can tip the best token."""
     return study.engine.batch_size if isinstance(study.engine, HfEngine) and dtype != "float32" else None
+
+
+def _named(source: str, study: Study) -> str:
+    """A source of training rows, with where a study that does not write it has it from."""
+    written = {name for attack in study.attack for name in attack.sources}
+    written |= {name for model in study.models if model.defence is not None for name in model.defence.sources}
+    return source if source in written else f"{source} (controls.benign)"
 
 
 def _few(items: Sequence[_Item], at_most: int | None) -> tuple[_Item, ...]:

@@ -7,6 +7,7 @@ that is why these rows are not in `metrics.csv`.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,16 @@ class ArmFit:
         return {name: dose for name, dose in named.items() if dose is not None}
 
     def amounts(self, unit: DoseUnit) -> list[float] | None:
-        """What was spent up to each dose, in a unit; None where that is not known."""
+        """What was spent up to each dose, in a unit; None where that is not known, or where it does not rise by dose.
+
+        All requests behind a refusal direction are read before the first strength is tried: they are no dose.
+        """
         spent = [seen.setting.get(f"dose_{unit.value}") for seen in self.observations]
         known = [float(str(amount)) for amount in spent if amount is not None]
         if len(known) < len(spent) or known[0] != 0 or (unit is not DoseUnit.STEPS and known[-1] == 0):
             return None
-        return known
+        rises = all(before < after for before, after in pairwise(known))
+        return known if rises else None
 
     def in_unit(self, dose: EffectiveDose, unit: DoseUnit) -> EffectiveDose | None:
         """A dose of this arm in another unit; None where that is not known."""
