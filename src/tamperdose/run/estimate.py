@@ -22,9 +22,9 @@ from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Example, Prompt, Subset
 from tamperdose.run.controls import arm_states, base_states, benign_arm, control_prompts, most_states
 from tamperdose.run.costs import SECONDS_PER_HOUR
+from tamperdose.run.draws import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.ladder import arm_checkpoints, arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
 from tamperdose.run.probing import probing_flops
 from tamperdose.run.room import DTYPE_BYTES, free_bytes, scratch_bytes

@@ -7,11 +7,12 @@ match: a run that was killed, or a file that was damaged, makes that one stage r
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tamperdose.errors import RunError, explain
 from tamperdose.files import digest, sha256_file, write_atomic, write_json
@@ -67,6 +68,28 @@ class Ledger:
         """A folder for work in progress, kept until `discard`."""
         return self.root / "scratch" / f"{stage}-{key}"
 
+    @contextmanager
+    def held(self, stage: str, key: str) -> Iterator[None]:
+        """Hold a stage's work in progress while the block runs; waits for another process that holds it.
+
+        Within a run there is one process for it. A second one is what a driver that was killed left behind, at work
+        until it notices: entries may be written twice, a folder must not. The hold goes with the process.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        path = self.root / "scratch" / f"{stage}-{key}.lock"
+        stream = _wait_for(path)
+        while not _is_file_of(stream, path):
+            # Removed by whoever held it, while we waited.
+            stream.close()
+            stream = _wait_for(path)
+        with stream:
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
     def partial(self, stage: str, key: str) -> Path:
         """A file for what an unfinished stage has so far, kept until `discard_partial`. Never for weights."""
         return self.root / "partial" / f"{stage}-{key}.jsonl"
@@ -96,6 +119,23 @@ def _remove(folder: Path) -> None:
         raise RunError(
             explain(f"cannot remove {folder}", got=error.strerror or str(error), remedy="remove it by hand")
         ) from error
+
+
+def _wait_for(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:
+        raise RunError(explain(f"cannot lock {path}", got=error.strerror or str(error))) from error
+    return stream
+
+
+def _is_file_of(stream: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -44,6 +44,7 @@ from tamperdose.study.parts import (
     PUBLIC_SETS,
     split_source,
 )
+from tamperdose.study.resources import Resources
 from tamperdose.study.study import (
     Study,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "ModelSpec",
     "PrefillSpec",
     "RefusalTuning",
+    "Resources",
     "RewordingSpec",
     "ScriptedEngine",
     "Study",
