@@ -135,10 +135,12 @@ def plan(
 ) -> None:
     """Show arms, doses, what is done already, and the estimated FLOPs, memory, time and disk; loads no model."""
     from tamperdose.report.plans import print_plan
+    from tamperdose.run.declare import describe_cluster
     from tamperdose.run.estimate import describe_plan
     from tamperdose.run.ledger import Ledger
 
-    described = describe_plan(_plan(study, overrides, limit), Ledger(_folder(study, out, limit) / "ledger"))
+    planned, ledger = _plan(study, overrides, limit), Ledger(_folder(study, out, limit) / "ledger")
+    described = describe_plan(planned, ledger) | {"cluster": describe_cluster(planned, ledger)}
     _print_json(described) if as_json else print_plan(described)
 
 

@@ -52,6 +52,7 @@ def print_plan(described: Mapping[str, Any]) -> None:
         saving_line(described["saving"]),
         search_line(described["search"]),
         control_line(described["controls"]),
+        cluster_line(described.get("cluster")),
     ):
         if line:
             console.print(line, markup=False, soft_wrap=True)
@@ -105,6 +106,22 @@ def control_line(controls: Mapping[str, Any] | None) -> str:
     kinds += ["benign"] if controls["benign"] else []
     states = f"{controls['n_states']} model states x {controls['n_prompts']} prompts"
     return f"controls: at most {states} ({'; '.join(kinds)}), in the estimates"
+
+
+def cluster_line(cluster: Mapping[str, Any] | None) -> str:
+    """Say in how many units a cluster would do it, and what a worker takes; empty where it cannot.
+
+    >>> cluster_line({"units": {"base": 1, "arm": 6, "read": 7}, "worker": {"cpus": 2, "gpus": 0.5, "memory_bytes": 0}})
+    'with --executor ray: 1 base, 6 arm, 7 read units; a worker takes 2 CPU, 0.5 GPU'
+    """
+    if cluster is None:
+        return ""
+    units = ", ".join(f"{count} {part}" for part, count in cluster["units"].items())
+    worker = cluster["worker"]
+    takes = [f"{worker['cpus']} CPU"]
+    takes += [f"{worker['gpus']:g} GPU"] if worker["gpus"] else []
+    takes += [f"{_bytes(worker['memory_bytes'])} of memory"] if worker["memory_bytes"] else []
+    return f"with --executor ray: {units} units; a worker takes {', '.join(takes)}"
 
 
 def detectable_line(found: Mapping[str, Any]) -> str:

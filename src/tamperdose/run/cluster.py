@@ -7,16 +7,17 @@ that is lost is replaced, and its unit goes on elsewhere from what lies in the l
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 from tamperdose.errors import RunError, explain, visible
 from tamperdose.files import remove, write_json
+from tamperdose.run.arms import Session
 from tamperdose.run.declare import CPU, GPU, MEMORY, Declared, declare
 from tamperdose.run.ledger import sweep
 from tamperdose.run.local import begun, finish
@@ -34,6 +35,7 @@ ROOM_WITHIN_S = 600.0
 """Seconds without a single worker after which the run ends."""
 _PASSED_ON = ("HF_", "TRANSFORMERS_", "TAMPERDOSE_", "TOKENIZERS_", "OMP_WAIT_POLICY")
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+"""Ends of names that are not passed on."""
 _STARTS = 3
 
 
@@ -64,20 +66,28 @@ def run_on_cluster(
     run_dir = run_dir.resolve()
     with begun(plan, run_dir, reporter=reporter, study_path=study_path) as session:
         remove(run_dir / FAILURES)
-        board = Board(make_units(plan), retries=plan.study.resources.retries)
-        declared = declare(plan, session.ledger)
-        with _connected(cluster, declared) as ray:
-            crew = _Crew(ray, plan, Job(run_dir, Path.cwd(), cluster.prepare), declared, cluster.workers)
-            try:
-                _work(crew, board, reporter)
-            finally:
-                crew.dismiss()
-        if board.failures:
-            _fail(run_dir, board)
+        failures = work_off(session, cluster)
+        if failures:
+            _fail(run_dir, failures, len(make_units(plan)))
         # What a worker that was lost was just writing.
         sweep(run_dir)
         reporter.expect(1)
         return finish(session)
+
+
+def work_off(session: Session, cluster: Cluster) -> list[Failure]:
+    """Do every unit of a run that can be done on a cluster; returns those that failed. Raises as `run_on_cluster`."""
+    plan, run_dir = session.plan, session.run_dir
+    board = Board(make_units(plan), retries=plan.study.resources.retries)
+    declared = declare(plan, session.ledger)
+    with _connected(cluster, declared) as ray:
+        crew = _Crew(ray, plan, Job(run_dir, Path.cwd(), cluster.prepare), declared, cluster.workers)
+        session.reporter.say(f"{board.n_left} units; a worker takes {declared}")
+        try:
+            _work(crew, board, session.reporter)
+        finally:
+            crew.dismiss()
+    return board.failures
 
 
 def _work(crew: "_Crew", board: Board, reporter: Reporter) -> None:
@@ -90,6 +100,8 @@ def _work(crew: "_Crew", board: Board, reporter: Reporter) -> None:
             if unit is not None:
                 crew.give(hand, unit)
         for answer in crew.wait():
+            seconds = round(answer.outcome.seconds, 3)
+            reporter.timings.append({"unit": answer.unit.id, "worker": answer.place, "seconds": seconds})
             reporter.timings.extend(answer.outcome.timings)
             ended = board.settle(answer.unit, answer.outcome)
             left = board.seconds_left(crew.n_ready) if board.n_left else None
@@ -273,7 +285,7 @@ def _environment(declared: Declared) -> dict[str, str]:
     passed = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(_PASSED_ON) and not any(word in name for word in _SECRET)
+        if name.startswith(_PASSED_ON) and not name.endswith(_SECRET)
     }
     passed["OMP_NUM_THREADS"] = str(declared.cpus)
     passed["PYTHONPATH"] = os.pathsep.join(_import_path())
@@ -295,22 +307,25 @@ def _connected(cluster: Cluster, declared: Declared) -> Iterator[Any]:
         RunError: It is not installed, or nothing answers at the address.
     """
     ray = _import_ray()
-    options: dict[str, Any] = {"address": cluster.address}
-    if cluster.address is None and not os.environ.get("RAY_ADDRESS") and cluster.workers is not None:
-        # Asked for by number: also where that is more than there are cores.
-        options["num_cpus"] = max(os.cpu_count() or 1, cluster.workers * declared.cpus)
+    # By name: without one Ray would join whatever cluster it finds on this machine.
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"address": address}
+    if address == "local":
+        options["include_dashboard"] = False
+        if cluster.workers is not None:
+            # Asked for by number: also where that is more than there are cores.
+            options["num_cpus"] = max(os.cpu_count() or 1, cluster.workers * declared.cpus)
     try:
         ray.init(
             **options,
             namespace=f"tamperdose-{uuid4().hex}",
-            include_dashboard=None if cluster.address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise RunError(
             explain(
-                f"no Ray cluster at {cluster.address or os.environ.get('RAY_ADDRESS') or 'this machine'}",
+                f"no Ray cluster at '{address}'",
                 got=str(error)[:1000],
                 remedy="start one with `ray start --head`, or leave out --address for one on this machine",
             )
@@ -347,18 +362,16 @@ def _no_room(declared: Declared, nodes: list[Mapping[str, Any]], what: str) -> s
     )
 
 
-def _fail(run_dir: Path, board: Board) -> None:
-    """Record what failed.
+def _fail(run_dir: Path, failures: Sequence[Failure], n_units: int) -> NoReturn:
+    """Record what failed, and say so.
 
     Raises:
         RunError: Always.
     """
-    failures = board.failures
     write_json(run_dir / FAILURES, [asdict(failure) for failure in failures])
-    total = board.n_ended
     raise RunError(
         explain(
-            f"{len(failures)} of {total} units failed",
+            f"{len(failures)} of {n_units} units failed",
             got="; ".join(_told(failure) for failure in failures[:5]) + ("; ..." if len(failures) > 5 else ""),
             expected=f"all of them: no results were written, but what is done is kept; see {run_dir / FAILURES}",
             remedy="mend the cause and run the same command again, or leave the arm out of the study",

@@ -1,13 +1,16 @@
 """What a worker declares to a scheduler: the study's `resources`, filled from the plan's estimates."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tamperdose.errors import StudyError, explain
 from tamperdose.run.estimate import estimate_costs
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.plan import Plan
+from tamperdose.run.units import make_units
 
 CPU, GPU, MEMORY = "CPU", "GPU", "memory"
 """Names of what a machine has, as Ray names them; memory in bytes."""
@@ -74,3 +77,13 @@ def _share(estimate: float, gpu_memory_gb: float | None) -> float:
     if gpu_memory_gb is None or not estimate:
         return 1.0
     return min(1.0, math.ceil(100 * estimate / (1e9 * gpu_memory_gb)) / 100)
+
+
+def describe_cluster(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
+    """What a cluster would be given: how many units of each kind, and what a worker takes; None where it cannot be."""
+    try:
+        declared = declare(plan, ledger)
+    except StudyError:
+        return None
+    units = Counter(unit.part.value for unit in make_units(plan))
+    return {"units": dict(units), "worker": asdict(declared)}

@@ -9,8 +9,9 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -164,11 +165,24 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise RunError(
                 explain(
                     f"{run_dir} is in use",
-                    got="another tamperdose process is running this study there",
+                    got=f"another tamperdose process is running this study there{_holder(stream.name)}",
                     remedy="wait for it, or choose another folder with -o DIR",
                 )
             ) from error
+        with suppress(OSError):
+            # For whoever is refused; a full disk is told of elsewhere.
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
+
+
+def _holder(path: str) -> str:
+    """Who has written its name into a lock's file; empty where nobody has."""
+    try:
+        said = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+    return f": {said}" if said else ""
 
 
 def sweep(run_dir: Path) -> None:

@@ -140,7 +140,8 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
 def read_base(reading: Reading, model: ModelPlan) -> None:
     """Judge and embed the untampered model's answers, all that `write_results` will ask of them."""
     _base_cells(reading, model)
-    _floor(reading, model)
+    for sample in (1, 2) if reading.plan.study.rd_floor else ():
+        _floor_vectors(reading, model, sample)
     for state in base_states(reading.plan, model):
         _control_verdicts(reading, state)
 

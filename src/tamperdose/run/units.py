@@ -7,6 +7,7 @@ that sees the folder, and a unit that was cut off goes on where it was.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tamperdose.files import digest
 from tamperdose.run.arms import Session, open_model, run_arm, run_base
 from tamperdose.run.backends import Backend
 from tamperdose.run.draws import untrained
@@ -105,12 +106,17 @@ class Desk:
         self._backend: Backend | None = None
 
     def do(self, unit: Unit) -> None:
-        """Do a unit; raises whatever its stages raise."""
+        """Do a unit, once nobody else is at it; raises whatever its stages raise."""
+        # What a driver that was killed has left behind may still be at work on it, until it notices.
+        with self._session.ledger.held("unit", digest(unit.id)):
+            self._do(unit)
+
+    def _do(self, unit: Unit) -> None:
         model = self._session.plan.models[unit.model]
         arm = None if unit.arm is None else model.arms[unit.arm]
         if unit.part is Part.READ:
             # Reading comes when no arm is left for this worker: a judge that is a model may want the room.
-            self._put_away()
+            self.put_away()
             _read(self._session, model, arm)
         elif arm is None:
             backend = self._open(unit.model, model)
@@ -121,11 +127,12 @@ class Desk:
 
     def _open(self, place: int, model: ModelPlan) -> Backend:
         if self._backend is None or self._model != place:
-            self._put_away()
+            self.put_away()
             self._backend, self._model = open_model(self._session, model), place
         return self._backend
 
-    def _put_away(self) -> None:
+    def put_away(self) -> None:
+        """Let go of the model; the next unit that wants it loads it again."""
         self._backend = self._model = None
 
 

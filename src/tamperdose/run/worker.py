@@ -54,6 +54,8 @@ class Worker:
             self._desk.do(unit)
         except Exception as error:  # noqa: BLE001 - the worker boundary: whatever it is, the rest goes on
             kind, message, lost = type(error).__name__, str(error) or repr(error), is_of_the_machine(error)
+            # Whatever the error has left half done in the model goes with it.
+            self._desk.put_away()
             gc.collect()
         return Outcome(unit.id, time.monotonic() - start, kind, message, lost, tuple(self._reporter.timings))
 
