@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,21 @@ Train = Annotated[
     Path | None, typer.Option(metavar="T.csv|jsonl", help="What the attack trained on: the audit looks for overlap.")
 ]
 
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; without it one on this machine, for this run.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N workers [all there is room for].")]
+
+
+class Executor(StrEnum):
+    """What schedules a run."""
+
+    INLINE = "inline"
+    RAY = "ray"
+
+
+Executors = Annotated[Executor, typer.Option(help="inline: this process, one thing after the other. ray: a cluster.")]
+
 _INTERRUPTED = 130
 """The exit code after an interrupt (Ctrl-C), as shells count it."""
 
@@ -86,22 +102,34 @@ def main() -> None:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913 - one parameter per option
     study: StudyPath,
     out: OutDir = None,
     overrides: Overrides = None,
     limit: Limit = None,
+    executor: Executors = Executor.INLINE,
+    address: Address = None,
+    workers: Workers = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
     """Run a study: defence, attack, answers, verdicts, metrics, audit, figures. Goes on where it was stopped."""
     from tamperdose.report.figures import draw_run
-    from tamperdose.run.local import run_plan
     from tamperdose.run.progress import Reporter
 
+    if executor is not Executor.RAY and (address is not None or workers is not None):
+        raise typer.BadParameter("--address and --workers go with --executor ray")
     folder = _folder(study, out, limit)
     plan = _plan(study, overrides, limit, fetch=True)
-    metrics = run_plan(plan, folder, reporter=Reporter(), study_path=study)
+    if executor is Executor.RAY:
+        from tamperdose.run.cluster import Cluster, run_on_cluster
+
+        where = Cluster(address, workers)
+        metrics = run_on_cluster(plan, folder, cluster=where, reporter=Reporter(), study_path=study)
+    else:
+        from tamperdose.run.local import run_plan
+
+        metrics = run_plan(plan, folder, reporter=Reporter(), study_path=study)
     _report(folder, metrics, draw_run(folder), as_json=as_json, force=force)
 
 
@@ -116,13 +144,15 @@ def plan(
 ) -> None:
     """Show arms, doses, what is done already, and the estimated FLOPs, memory, time and disk; loads no model."""
     from tamperdose.report.plans import print_cards, print_plan
+    from tamperdose.run.declare import describe_cluster
     from tamperdose.run.devices import describe_cards
     from tamperdose.run.estimate import describe_plan
     from tamperdose.run.ledger import Ledger
 
     planned, ledger = _plan(study, overrides, limit), Ledger(_folder(study, out, limit) / "ledger")
     cards = [] if on is None else describe_cards(planned, ledger, on.split(","))
-    described = describe_plan(planned, ledger) | ({"on": cards} if cards else {})
+    described = describe_plan(planned, ledger) | {"cluster": describe_cluster(planned, ledger)}
+    described |= {"on": cards} if cards else {}
     if as_json:
         _print_json(described)
         return

@@ -15,8 +15,8 @@ from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel
 from tamperdose.models.rewording import RewordedGenerator, reworded
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Reworded, Subset, Verdict
+from tamperdose.run.draws import dose_draws, missing_checkpoints, missing_doses
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import dose_draws, missing_checkpoints, missing_doses
 from tamperdose.run.measure import Cell, harmful_metrics
 from tamperdose.run.rewordings import any_of_k, keep_best, search_flops, with_choice
 from tamperdose.run.schema import read_metrics

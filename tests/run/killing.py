@@ -32,7 +32,7 @@ def main(study: Path, folder: Path, figures: str, points: list[str]) -> None:
     # The checkout may be worked on while this runs; the manifest must not tell.
     manifest.git_state = lambda _: ("0" * 40, False)
     if figures == "blank":
-        Figure.savefig = _blank  # type: ignore[assignment, method-assign]
+        Figure.savefig = blank  # type: ignore[assignment, method-assign]
     # In this process: whatever the run imports, the children then have at once.
     replace = Path.replace
     renames = _kill_at("none", folder / "whole.log")
@@ -51,7 +51,8 @@ def main(study: Path, folder: Path, figures: str, points: list[str]) -> None:
         _tell({"point": point, "killed": killed, "resumed": resumed, "twice": twice})
 
 
-def _blank(_figure: object, path: Path, **_: object) -> None:
+def blank(_figure: object, path: Path, **_: object) -> None:
+    """In place of drawing."""
     Path(path).write_bytes(b"blank")
 
 
@@ -87,6 +88,11 @@ def _child(study: Path, out: Path, point: str, log: Path) -> None:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def note_entries(log: Path) -> None:
+    """Note every ledger entry of this process as its record is finished."""
+    _kill_at("none", log)
 
 
 def _kill_at(point: str, log: Path) -> list[int]:

@@ -28,9 +28,9 @@ from tamperdose.records import Label, Prompt, Subset
 from tamperdose.run.checks import describe_status
 from tamperdose.run.compare_schema import read_rows
 from tamperdose.run.costs import COST_COLUMNS, COSTS
+from tamperdose.run.draws import count_stages
 from tamperdose.run.estimate import describe_plan
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import count_stages
 from tamperdose.run.schema import read_metrics
 from tamperdose.run.stages import Readers
 from tamperdose.stats.key_doses import key_doses

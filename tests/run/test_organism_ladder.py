@@ -15,9 +15,10 @@ from tamperdose.files import read_csv, write_text
 from tamperdose.models import organisms
 from tamperdose.run.audit import read_audit
 from tamperdose.run.checks import run_checks
+from tamperdose.run.draws import count_stages
 from tamperdose.run.estimate import describe_plan
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import count_stages, run_plan
+from tamperdose.run.local import run_plan
 from tamperdose.run.plan import make_plan, read_data
 from tamperdose.run.progress import Reporter
 from tamperdose.run.schema import read_metrics

@@ -15,9 +15,9 @@ from tamperdose.models.scripted import ScriptedGenerator
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Subset, Verdict
 from tamperdose.run.audit import read_audit
 from tamperdose.run.calibrate import calibrate
+from tamperdose.run.draws import base_draws
 from tamperdose.run.labels import draw_sheet, key_path, read_run
 from tamperdose.run.ledger import stage_key
-from tamperdose.run.local import base_draws
 from tamperdose.run.measure import Cell, harmful_metrics, join_samples
 from tamperdose.run.plan import FLOOR_DECODING, Plan
 from tamperdose.run.progress import Reporter

@@ -15,8 +15,8 @@ from tamperdose.errors import DataError
 from tamperdose.files import write_text
 from tamperdose.models.utility import question_scores, text_scores
 from tamperdose.run import backends
+from tamperdose.run.draws import count_stages
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import count_stages
 from tamperdose.run.schema import read_metrics
 from tamperdose.run.utility import read_scores, utility_losses
 from tamperdose.stats.utility import accuracy, perplexity

@@ -53,6 +53,7 @@ def print_plan(described: Mapping[str, Any]) -> None:
         search_line(described["search"]),
         control_line(described["controls"]),
         defences_line(described["defences"]),
+        cluster_line(described.get("cluster")),
     ):
         if line:
             console.print(line, markup=False, soft_wrap=True)
@@ -144,6 +145,22 @@ def defences_line(defences: Mapping[str, Any] | None) -> str:
     over = f"seeds {seeds}" + (f" x data orders {orders}" if orders else "")
     default = " (the default of a comparison)" if defences["by_default"] else ""
     return printable(f"{models}; each under {over}{default}")
+
+
+def cluster_line(cluster: Mapping[str, Any] | None) -> str:
+    """Say in how many units a cluster would do it, and what a worker takes; empty where it cannot.
+
+    >>> cluster_line({"units": {"base": 1, "arm": 6, "read": 7}, "worker": {"cpus": 2, "gpus": 0.5, "memory_bytes": 0}})
+    'with --executor ray: 1 base, 6 arm, 7 read units; a worker takes 2 CPU, 0.5 GPU'
+    """
+    if cluster is None:
+        return ""
+    units = ", ".join(f"{count} {part}" for part, count in cluster["units"].items())
+    worker = cluster["worker"]
+    takes = [f"{worker['cpus']} CPU"]
+    takes += [f"{worker['gpus']:g} GPU"] if worker["gpus"] else []
+    takes += [f"{_bytes(worker['memory_bytes'])} of memory"] if worker["memory_bytes"] else []
+    return f"with --executor ray: {units} units; a worker takes {', '.join(takes)}"
 
 
 def detectable_line(found: Mapping[str, Any]) -> str:

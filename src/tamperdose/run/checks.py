@@ -9,9 +9,9 @@ from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import cache_dir, require_one_architecture, require_readable_folder
 from tamperdose.models.organisms import is_trained, organism_folder, parse_organism, training_seconds
 from tamperdose.records import Subset
+from tamperdose.run.draws import missing_doses
 from tamperdose.run.ladder import arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import missing_doses
 from tamperdose.run.manifest import read_manifest
 from tamperdose.run.plan import ModelPlan, Plan, make_plan, read_data
 from tamperdose.run.results import is_finished

@@ -17,9 +17,9 @@ from tamperdose.models.organisms import training_seconds
 from tamperdose.records import Subset
 from tamperdose.run.controls import arm_states, base_states, benign_arm, control_prompts, most_states
 from tamperdose.run.costs import SECONDS_PER_HOUR
+from tamperdose.run.draws import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.ladder import arm_checkpoints, arm_doses, is_searched
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.local import base_draws, dose_draws, missing_doses, untrained
 from tamperdose.run.memory import device_bytes, memory_bytes, physical_bytes
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
 from tamperdose.run.probing import probing_flops

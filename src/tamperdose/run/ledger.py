@@ -7,11 +7,13 @@ match: a run that was killed, or a file that was damaged, makes that one stage r
 
 import fcntl
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tamperdose.errors import RunError, explain
 from tamperdose.files import digest, sha256_file, write_atomic, write_json
@@ -67,6 +69,28 @@ class Ledger:
         """A folder for work in progress, kept until `discard`."""
         return self.root / "scratch" / f"{stage}-{key}"
 
+    @contextmanager
+    def held(self, stage: str, key: str) -> Iterator[None]:
+        """Hold a stage's work in progress while the block runs; waits for another process that holds it.
+
+        Within a run there is one process for it. A second one is what a driver that was killed left behind, at work
+        until it notices: entries may be written twice, a folder must not. The hold goes with the process.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        path = self.root / "scratch" / f"{stage}-{key}.lock"
+        stream = _wait_for(path)
+        while not _is_file_of(stream, path):
+            # Removed by whoever held it, while we waited.
+            stream.close()
+            stream = _wait_for(path)
+        with stream:
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
     def partial(self, stage: str, key: str) -> Path:
         """A file for what an unfinished stage has so far, kept until `discard_partial`. Never for weights."""
         return self.root / "partial" / f"{stage}-{key}.jsonl"
@@ -98,6 +122,23 @@ def _remove(folder: Path) -> None:
         ) from error
 
 
+def _wait_for(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:
+        raise RunError(explain(f"cannot lock {path}", got=error.strerror or str(error))) from error
+    return stream
+
+
+def _is_file_of(stream: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold a run's folder: a second driver on it is refused. The lock goes with the process, however it ends.
@@ -124,11 +165,24 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise RunError(
                 explain(
                     f"{run_dir} is in use",
-                    got="another tamperdose process is running this study there",
+                    got=f"another tamperdose process is running this study there{_holder(stream.name)}",
                     remedy="wait for it, or choose another folder with -o DIR",
                 )
             ) from error
+        with suppress(OSError):
+            # For whoever is refused; a full disk is told of elsewhere.
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
+
+
+def _holder(path: str) -> str:
+    """Who has written its name into a lock's file; empty where nobody has."""
+    try:
+        said = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+    return f": {said}" if said else ""
 
 
 def sweep(run_dir: Path) -> None:

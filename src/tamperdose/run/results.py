@@ -142,6 +142,24 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     return metrics
 
 
+def read_base(reading: Reading, model: ModelPlan) -> None:
+    """Judge and embed the untampered model's answers, all that `write_results` will ask of them."""
+    _base_cells(reading, model)
+    for sample in (1, 2) if reading.plan.study.rd_floor else ():
+        _floor_vectors(reading, model, sample)
+    for state in base_states(reading.plan, model):
+        _control_verdicts(reading, state)
+
+
+def read_arm(reading: Reading, model: ModelPlan, arm: ArmPlan) -> None:
+    """Judge and embed an arm's answers and those of its controls, all that `write_results` will ask of them."""
+    tried: list[Cells] = []
+    for steps in arm_doses(reading.plan, reading.ledger, arm):
+        _arm_cells(reading, arm, steps, tried)
+    for state in arm_states(reading.plan, reading.ledger, model, arm):
+        _control_verdicts(reading, state)
+
+
 def is_finished(plan: Plan, run_dir: Path) -> bool:
     """Whether the results in a folder are those of this very plan; `metrics.json` is written last."""
     try:

@@ -50,6 +50,7 @@ from tamperdose.study.parts import (
     PUBLIC_SETS,
     split_source,
 )
+from tamperdose.study.resources import Resources
 from tamperdose.study.study import (
     COMPARED_ORDERS,
     COMPARED_SEEDS,
@@ -84,6 +85,7 @@ __all__ = [
     "ModelSpec",
     "PrefillSpec",
     "RefusalTuning",
+    "Resources",
     "RewordingSpec",
     "SafetyAdapter",
     "ScriptedEngine",

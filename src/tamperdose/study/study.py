@@ -11,6 +11,7 @@ from tamperdose.study.inside import Inside
 from tamperdose.study.judges import JudgeSpec, judge_name
 from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
+from tamperdose.study.resources import Resources
 from tamperdose.study.utility import Utility
 
 COMPARED_SEEDS, COMPARED_ORDERS = (1, 2, 3), (1, 2)
@@ -48,6 +49,8 @@ class Study(Frozen):
     """How the refusal direction is followed through the layers; null: not at all. It needs benign prompts."""
     price_per_device_hour: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=10_000)] | None = None
     """US dollars for an hour of the device that trains; with it `costs.csv` and `plan` speak of money too."""
+    resources: Annotated[Resources, Field(exclude=True)] = Resources()
+    """What a worker of a cluster takes. Neither in the digest nor in the resolved study: it changes no number."""
     keep_adapters: Flag = False
     """Tampered weights are deleted once measured, unless this stands together with a reason."""
     keep_adapters_reason: str = ""
