@@ -17,7 +17,7 @@ from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.records import Checkpoint, Completion, Dose, FinishReason, Prompt, Subset
 from tamperdose.report.controls import control_lines
 from tamperdose.report.responses import response_lines
-from tamperdose.run import local
+from tamperdose.run import arms
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.controls import REGROUPED, Control
 from tamperdose.run.gates import CONTROL_COLUMNS, CONTROLS, GATE, GATE_COLUMNS
@@ -140,7 +140,7 @@ def gated(tmp_path: Path, tiny_folders: dict[str, Path], stub: None, monkeypatch
     """Run a study with a planted model; returns its folder."""
 
     def run(says: Says, utility: dict[str, Any] | None = None) -> Path:
-        monkeypatch.setattr(local, "open_backend", lambda *_: PlantedBackend(says))
+        monkeypatch.setattr(arms, "open_backend", lambda *_: PlantedBackend(says))
         attack = {"data": "attack.jsonl", "batch_size": 2, "lora_rank": 2, "doses": [1, 2, 4]}
         controls = {"random_draws": 3, "benign": "answers.jsonl", "max_prompts": 40}
         study = write_study(
