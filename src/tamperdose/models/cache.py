@@ -85,15 +85,6 @@ def repeated(cache: DynamicCache, n_rows: int) -> DynamicCache:
     return copy
 
 
-def selected(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
-    """A new cache of growing layers with some of the rows of another."""
-    copy = DynamicCache()
-    copy.layers = [  # pyright: ignore[reportAttributeAccessIssue] - as in `repeated`
-        _filled(*(part.index_select(0, rows) for part in _views_of(layer))) for layer in cache.layers
-    ]
-    return copy
-
-
 def joined(parts: Sequence[DynamicCache], shared: int) -> DynamicCache:
     """Put rows of several caches under one another, as wide as the widest.
 

@@ -1,13 +1,12 @@
 """Generation with transformers: the reference engine, on a CPU or one GPU.
 
 What it does beyond `model.generate`: the template's common prefix is computed once, prompts go in order of length,
-answers that have ended leave the batch at once, answers that a neighbouring checkpoint gave are verified in one pass
-instead of being decoded again, and a batch that does not fit memory is halved and tried again.
+answers that have ended leave the batch at once, and a batch that does not fit memory is halved and tried again.
 Greedy tokens are those of `model.generate` (up to ties of rounding: see docs/methods.md).
 """
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -17,7 +16,7 @@ from transformers import DynamicCache
 
 from tamperdose.errors import ModelError, explain
 from tamperdose.files import digest
-from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated, selected
+from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated
 from tamperdose.models.chat import encode_prompts, end_tokens
 from tamperdose.models.generator import OnProgress, prompt_rng
 from tamperdose.models.lanes import n_lanes, side_by_side, split
@@ -34,8 +33,6 @@ CPU_PREFILL_TOKENS = 512
 """Tokens of prompts that go through the model together on a CPU: more would leave its caches."""
 GPU_PREFILL_TOKENS = 32_768
 """The same on a GPU, where more would take memory and gain nothing."""
-GPU_DRAFT_TOKENS = 4096
-"""Tokens of expected answers that are verified together on a GPU: each takes a row of the vocabulary."""
 COMPACT_SHARE = 0.9
 """Ended rows are dropped once no more than this share of the batch is still going."""
 
@@ -46,31 +43,8 @@ class _Row:
 
     tokens: list[int]
     rng: np.random.Generator
-    draft: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
     ended: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Rows that have been read so far: what the next token of each is chosen from."""
-
-    rows: Sequence[_Row]
-    cache: DynamicCache
-    mask: torch.Tensor
-    """1 for columns of the cache that count, (rows, columns)."""
-    last: torch.Tensor
-    """Place of the last token of each, (rows,)."""
-    logits: torch.Tensor
-    """Of the next token, (rows, vocabulary)."""
-
-    def take(self, places: Sequence[int]) -> "_Part":
-        """Some of the rows."""
-        if len(places) == len(self.rows):
-            return self
-        picked = torch.tensor(places, device=self.mask.device)
-        rows = [self.rows[place] for place in places]
-        return _Part(rows, selected(self.cache, picked), self.mask[picked], self.last[picked], self.logits[picked])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,29 +73,11 @@ def pad_left(rows: Sequence[Sequence[int]], *, shared: int, device: str) -> Padd
 class HfGenerator:
     """Answers prompts with a loaded model."""
 
-    def __init__(
-        self,
-        chat: ChatModel,
-        *,
-        batch_size: int | None = None,
-        opener: Sequence[int] = (),
-        expected: Mapping[str, Completion] | None = None,
-    ) -> None:
-        """Hold a model.
-
-        Args:
-            chat: The model.
-            batch_size: Rows decoded together; by the device by default.
-            opener: Tokens with which every answer begins, not counted in it.
-            expected: Answers by prompt id that this model may well give too, those of a neighbouring checkpoint: under
-                greedy decoding each is verified in one pass and kept as far as it is what the model says.
-        """
+    def __init__(self, chat: ChatModel, *, batch_size: int | None = None, opener: Sequence[int] = ()) -> None:
         self.chat = chat
         self._opener = list(opener)
-        self._expected = expected or {}
         self.batch_size = batch_size or (CPU_BATCH if chat.device == "cpu" else GPU_BATCH)
         self._prefill_tokens = CPU_PREFILL_TOKENS if chat.device == "cpu" else GPU_PREFILL_TOKENS
-        self._draft_tokens = CPU_PREFILL_TOKENS if chat.device == "cpu" else GPU_DRAFT_TOKENS
         self._end_tokens = end_tokens(chat)
         self.settings = {
             "engine": "hf",
@@ -143,7 +99,7 @@ class HfGenerator:
             return []
         encoded = encode_prompts(self.chat, prompts, len(self._opener) + decoding.max_new_tokens)
         rows = [
-            _Row([*tokens, *self._opener], prompt_rng(seed, prompt.id, sample), self._draft(prompt.id, decoding))
+            _Row([*tokens, *self._opener], prompt_rng(seed, prompt.id, sample))
             for prompt, tokens in zip(prompts, encoded, strict=True)
         ]
         lanes = split(rows, n_lanes(self.chat.model, self.chat.device), size=lambda row: len(row.tokens))
@@ -208,32 +164,26 @@ class HfGenerator:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _draft(self, prompt_id: str, decoding: Decoding) -> list[int]:
-        """Tokens of the answer expected to a prompt, with the end where it had ended; none where they are no use."""
-        expected = self._expected.get(prompt_id)
-        # Rejected tokens leave a gap between columns, and sampled answers are not told by the likeliest token.
-        if expected is None or decoding.do_sample or not has_only_full_attention(self.chat.model.config):
-            return []
-        tokens = self.chat.tokenizer(expected.text, add_special_tokens=False)["input_ids"]
-        ends = sorted(self._end_tokens)[:1] if expected.finish_reason is FinishReason.STOP else []
-        return [*tokens, *ends][: decoding.max_new_tokens]
-
     def _decode(self, batch: list[_Row], decoding: Decoding) -> Iterator[int]:
         """Fill each row's answer; yields how many rows ended at each token."""
         model, device = self.chat.model, self.chat.device
-        part = self._prefill(batch, decoding.max_new_tokens)
-        yield len(batch) - (0 if part is None else len(part.rows))
-        if part is None:
-            return
-        active, cache, mask, positions, logits = part.rows, part.cache, part.mask, part.last, part.logits
-        while True:
+        cache, mask, positions, logits = self._prefill(batch)
+        active = batch
+        for _ in range(decoding.max_new_tokens):
             chosen = _choose(logits, active, decoding)
-            going = [place for place, row in enumerate(active) if not self._is_done(row, decoding.max_new_tokens)]
-            for place in going:
-                self._append(active[place], chosen[place])
-            keep = [place for place in going if not self._is_done(active[place], decoding.max_new_tokens)]
-            yield len(going) - len(keep)
-            if not keep:
+            ended = 0
+            for row, token in zip(active, chosen, strict=True):
+                if row.ended:
+                    continue
+                if token in self._end_tokens:
+                    row.ended = True
+                    ended += 1
+                else:
+                    row.answer.append(token)
+            keep = [place for place, row in enumerate(active) if not row.ended]
+            at_limit = not keep or len(active[keep[0]].answer) == decoding.max_new_tokens
+            yield ended + (len(keep) if at_limit else 0)
+            if at_limit:
                 return
             if len(keep) <= COMPACT_SHARE * len(active):
                 picked = torch.tensor(keep, device=device)
@@ -252,69 +202,20 @@ class HfGenerator:
             )
             logits = output.logits[:, -1]
 
-    def _append(self, row: _Row, token: int) -> None:
-        if token in self._end_tokens:
-            row.ended = True
-        else:
-            row.answer.append(token)
-
-    def _is_done(self, row: _Row, limit: int) -> bool:
-        return row.ended or len(row.answer) == limit
-
-    def _prefill(self, batch: list[_Row], limit: int) -> _Part | None:
-        """Read the prompts and verify what is expected of them; the rows that go on, None where all have ended."""
+    def _prefill(self, batch: list[_Row]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the prompts; returns cache, mask (rows, columns), each row's last position, next-token logits."""
         shared = shared_prefix(self.chat, [row.tokens for row in batch])
         # Caches of other kinds than full attention cannot be put together from parts.
-        together = self._prefill_tokens if has_only_full_attention(self.chat.model.config) else None
+        limit = self._prefill_tokens if has_only_full_attention(self.chat.model.config) else None
         prefix = self._prefix(batch[0].tokens[:shared])
-        parts: list[_Part] = []
-        for rows in alike(batch, shared=shared, limit=together):
-            for part in self._verified(self._prefill_part(rows, prefix, shared)):
-                going = [place for place, row in enumerate(part.rows) if not self._is_done(row, limit)]
-                parts += [part.take(going)] if going else []
-        return _joined(parts, shared) if parts else None
-
-    def _verified(self, part: _Part) -> Iterator[_Part]:
-        """Split off the rows whose expected answer begins as they do, and take over as much of it as they would say."""
-        first = part.logits.argmax(dim=-1).tolist()
-        agreeing = [
-            place
-            for place, (row, token) in enumerate(zip(part.rows, first, strict=True))
-            if len(row.draft) > 1 and row.draft[0] == token
+        parts = [self._prefill_part(rows, prefix, shared) for rows in alike(batch, shared=shared, limit=limit)]
+        width = max(mask.shape[1] for _, mask, _, _ in parts)
+        masks = [
+            torch.cat([mask[:, :shared], mask.new_zeros((len(mask), width - mask.shape[1])), mask[:, shared:]], dim=1)
+            for _, mask, _, _ in parts
         ]
-        others = [place for place in range(len(part.rows)) if place not in set(agreeing)]
-        if others:
-            yield part.take(others)
-        agreeing.sort(key=lambda place: -len(part.rows[place].draft))
-        while agreeing:
-            n_rows = max(1, self._draft_tokens // len(part.rows[agreeing[0]].draft))
-            yield self._verify(part.take(agreeing[:n_rows]))
-            del agreeing[:n_rows]
-
-    def _verify(self, part: _Part) -> _Part:
-        """Read the expected answers in one pass; each row keeps its own up to the first token it would not choose."""
-        device, width = self.chat.device, max(len(row.draft) for row in part.rows)
-        columns = torch.arange(width, device=device)
-        real = columns < torch.tensor([len(row.draft) for row in part.rows], device=device).unsqueeze(1)
-        output = self.chat.model(
-            input_ids=torch.tensor([row.draft + [0] * (width - len(row.draft)) for row in part.rows], device=device),
-            attention_mask=torch.cat([part.mask, real.long()], dim=1),
-            position_ids=part.last.unsqueeze(1) + 1 + columns,
-            past_key_values=part.cache,
-            use_cache=True,
-        )
-        kept: list[int] = []
-        for row, chosen in zip(part.rows, output.logits.argmax(dim=-1).tolist(), strict=True):
-            self._append(row, row.draft[0])
-            for token, expected in zip(chosen, row.draft[1:], strict=False):
-                if token != expected or row.ended:
-                    break
-                self._append(row, token)
-            kept.append(len(row.answer) + row.ended)
-        taken = torch.tensor(kept, device=device)
-        mask = torch.cat([part.mask, (columns < taken.unsqueeze(1)).long()], dim=1)
-        logits = output.logits[torch.arange(len(kept), device=device), taken - 1]
-        return _Part(part.rows, part.cache, mask, part.last + taken, logits)
+        cache = joined([part[0] for part in parts], shared)
+        return cache, torch.cat(masks), torch.cat([part[2] for part in parts]), torch.cat([part[3] for part in parts])
 
     def _prefix(self, tokens: Sequence[int]) -> DynamicCache | None:
         if not tokens:
@@ -324,7 +225,9 @@ class HfGenerator:
         self.chat.model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
-    def _prefill_part(self, rows: Sequence[_Row], prefix: DynamicCache | None, shared: int) -> _Part:
+    def _prefill_part(
+        self, rows: Sequence[_Row], prefix: DynamicCache | None, shared: int
+    ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor, torch.Tensor]:
         model, device = self.chat.model, self.chat.device
         cache = growing_cache(model.config) if prefix is None else repeated(prefix, len(rows))
         padded = pad_left([row.tokens for row in rows], shared=shared, device=device)
@@ -337,27 +240,7 @@ class HfGenerator:
             # A tensor, not a number: a slice would not lie in one piece, and the head would read it slowly.
             logits_to_keep=torch.tensor([-1], device=device),
         )
-        return _Part(rows, cache, padded.mask, padded.positions[:, -1], output.logits[:, -1])
-
-
-def _joined(parts: Sequence[_Part], shared: int) -> _Part:
-    """Put parts under one another; narrower ones get columns that do not count, behind the shared prefix."""
-    width = max(part.mask.shape[1] for part in parts)
-    masks = [
-        torch.cat(
-            [
-                part.mask[:, :shared],
-                part.mask.new_zeros((len(part.mask), width - part.mask.shape[1])),
-                part.mask[:, shared:],
-            ],
-            dim=1,
-        )
-        for part in parts
-    ]
-    cache = joined([part.cache for part in parts], shared)
-    rows = [row for part in parts for row in part.rows]
-    last, logits = torch.cat([part.last for part in parts]), torch.cat([part.logits for part in parts])
-    return _Part(rows, cache, torch.cat(masks), last, logits)
+        return cache, padded.mask, padded.positions[:, -1], output.logits[:, -1]
 
 
 def _one_at_a_time(on_progress: OnProgress) -> OnProgress:
