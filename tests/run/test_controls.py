@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from studies import run_study, tiny_changes, write_study
+from tamperdose.errors import RunError
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.gates import CONTROL_COLUMNS, CONTROLS, GATE, GATE_COLUMNS
 
@@ -49,3 +50,34 @@ def test_states_of_a_run(tmp_path: Path, tiny: Path, stub: None) -> None:
     assert "none-0.csv" in outputs
     gate = read_rows(folder / GATE, GATE_COLUMNS)
     assert {row["dose_steps"] for row in gate} == {1, 2, 4}
+
+
+def test_a_control_that_cannot_be_trained_is_named_and_costs_nothing(
+    tmp_path: Path, tiny: Path, stub: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tamperdose.attacks.lora import LoraAttack
+
+    run = LoraAttack.run
+
+    def diverging(self: LoraAttack, *args: Any, **kwargs: Any) -> Any:
+        if self.kind == "benign":
+            raise RunError("training diverged")
+        return run(self, *args, **kwargs)
+
+    study = controlled(tmp_path, tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraAttack, "run", diverging)
+        with pytest.raises(RunError, match=r"harmless rows(?s:.)*training diverged(?s:.)*controls\.benign"):
+            run_study(study)
+    assert run_study(study).joinpath("metrics.csv").is_file()
+
+
+def test_tampered_weights_of_an_earlier_run_are_named(
+    tmp_path: Path, tiny: Path, stub: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = controlled(tmp_path, tiny)
+    folder = run_study(study)
+    assert "adapters" not in capsys.readouterr().err
+    (folder / "adapters").mkdir()
+    run_study(study)
+    assert f"kept in {folder / 'adapters'}" in capsys.readouterr().err.replace("\n", " ").replace("  ", " ")

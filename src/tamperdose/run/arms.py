@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from tamperdose.errors import TamperdoseError, explain
 from tamperdose.models.load import cache_dir
 from tamperdose.models.organisms import train_organism
 from tamperdose.records import Checkpoint, Verdict
@@ -210,9 +211,19 @@ def _run_controls(session: Session, model: ModelPlan, arm: ArmPlan, backend: Bac
 
 def _train_control(session: Session, benign: ArmPlan, backend: Backend) -> dict[int, Checkpoint]:
     folder = session.ledger.scratch("attack", benign.key)
-    with session.reporter.timed(f"{benign.id}, steps", benign.saved[-1]) as advance:
-        steps = backend.attack(benign, session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
-        return {checkpoint.dose.steps: checkpoint for checkpoint in steps}
+    try:
+        with session.reporter.timed(f"{benign.id}, steps", benign.saved[-1]) as advance:
+            steps = backend.attack(benign, session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
+            return {checkpoint.dose.steps: checkpoint for checkpoint in steps}
+    except TamperdoseError as error:
+        raise type(error)(
+            explain(
+                f"the training on harmless rows that stands beside the attack failed ({benign.id})",
+                got=str(error),
+                remedy="name other rows under controls.benign, or null for none, and run the same command again: "
+                "everything that was measured is kept",
+            )
+        ) from error
 
 
 def _control(

@@ -49,6 +49,11 @@ def begun(plan: Plan, run_dir: Path, *, reporter: Reporter, study_path: Path | N
             for judge in plan.study.judges:
                 describe_judge(judge)
         write_manifest(run_dir, plan, study_path)
+        kept = run_dir / "adapters"
+        if not plan.study.keep_adapters and kept.is_dir():
+            reporter.say(
+                f"tampered weights of an earlier run are kept in {kept}: remove them, or state the reason again"
+            )
         reporter.expect(n_stages)
         yield session
 
