@@ -283,9 +283,7 @@ def _said(error: Exception) -> str:
 def _environment(declared: Declared) -> dict[str, str]:
     """What workers are to have of the driver's environment: where modules and caches lie, never a key."""
     passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(_PASSED_ON) and not name.endswith(_SECRET)
+        name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and not name.endswith(_SECRET)
     }
     passed["OMP_NUM_THREADS"] = str(declared.cpus)
     passed["PYTHONPATH"] = os.pathsep.join(_import_path())
