@@ -114,10 +114,9 @@ class Board:
         return host not in lost_on or lost_on.issuperset(hosts)
 
     def _give_up_dependants(self) -> None:
-        for unit in list(self._waiting.values()):
-            missing = next((name for name in unit.needs if name in self._failed), None)
-            if missing is not None:
+        while stuck := [unit for unit in self._waiting.values() if any(name in self._failed for name in unit.needs)]:
+            for unit in stuck:
                 del self._waiting[unit.id]
+                missing = next(name for name in unit.needs if name in self._failed)
                 tries, hosts = len(self._hosts[unit.id]), tuple(self._hosts[unit.id])
                 self._failed[unit.id] = Failure(unit.id, NEEDS, f"not run: '{missing}' failed", tries, hosts)
-                self._give_up_dependants()
