@@ -20,6 +20,21 @@ from tamperdose.study import load_study
 NAMES = ("anvil", "barrel", "candle", "drum", "engine", "feather", "garden", "hammer", "island", "jacket")
 
 
+QWEN2_7B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 152_064,
+    "tie_word_embeddings": False,
+    "attention_bias": True,
+}
+"""The architecture of Qwen2-7B, for plans without its weights."""
+
+
 class StubEmbedder:
     """Unit vectors drawn from a text's digest: equal for equal texts, far apart otherwise."""
 

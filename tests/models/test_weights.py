@@ -54,7 +54,7 @@ def file_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 def reference(chat: ChatModel, n_steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Every row alone, transformers' own loss, torch's AdamW: as anyone would write it."""
     rows = train._encode_rows(chat, EXAMPLES, RECIPE.max_length)
-    batches = train._BatchPlan([rows], [RECIPE.batch_size], RECIPE.seed)
+    batches = train._BatchPlan([rows], [Source((), RECIPE.batch_size)], RECIPE.seed)
     model: Any = copy.deepcopy(chat.model)
     model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE.learning_rate, weight_decay=0.0)

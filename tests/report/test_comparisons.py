@@ -51,7 +51,9 @@ def test_nothing_significant(tmp_path: Path) -> None:
 
 def test_judges_side_by_side(tmp_path: Path) -> None:
     _, line = lines(tmp_path, seen(20, 0, other=20), seen(4, 2, other=6), seen(2, 4, other=8))
-    assert line.startswith("  RRR by judge: phrases 1.000 -> 0.100, classifier 1.000 -> 0.400; they agree least at 4")
+    assert line.startswith(
+        "  RRR by judge: phrases 1.000 -> 0.100, classifier 1.000 -> 0.400; they agree least at dose 4"
+    )
     assert "0.700, kappa 0.286 [" in line
 
 

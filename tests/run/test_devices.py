@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_memory import PARAMETERS, QWEN2_7B
 
-from studies import plan_of, write_study
+from studies import QWEN2_7B, plan_of, write_study
 from tamperdose.errors import StudyError
 from tamperdose.run.devices import CARDS, DECODING_TIMES, TRAINING_SHARE, USABLE, describe_cards
 from tamperdose.run.estimate import arm_step_flops
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.plan import Plan
 
+PARAMETERS = 7_615_616_512
 QWEN2_72B = QWEN2_7B | {
     "hidden_size": 8192,
     "intermediate_size": 29568,
@@ -20,6 +20,7 @@ QWEN2_72B = QWEN2_7B | {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
 }
+LONG = {"max_new_tokens": 2000}
 
 
 def plan_with(folder: Path, architecture: dict[str, Any] = QWEN2_7B, **more: Any) -> Plan:
@@ -50,7 +51,7 @@ def test_time_and_money_by_hand(tmp_path: Path) -> None:
 
 
 def test_what_would_make_it_fit(tmp_path: Path) -> None:
-    small = {line["card"]: line for line in on(plan_with(tmp_path / "a"), tmp_path)}
+    small = {line["card"]: line for line in on(plan_with(tmp_path / "a", decoding=LONG), tmp_path)}
     assert (small["h100"]["fits"], small["h100"]["remedy"]) == (True, "")
     assert not small["4090"]["fits"]
     assert small["4090"]["remedy"].startswith("quantization: nf4")

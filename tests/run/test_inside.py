@@ -124,7 +124,8 @@ def _estimate(value: float, low: float | None, high: float | None) -> Estimate:
     ("auc", "at_base", "says"),
     [
         (_estimate(0.9, 0.8, 0.95), True, ""),
-        (_estimate(0.52, 0.41, 0.63), True, "no longer separates: AUC 0.52 [0.41, 0.63]"),
+        (_estimate(0.51, 0.44, 0.58), True, "no longer separates: AUC 0.51 [0.44, 0.58]"),
+        (_estimate(0.69, 0.48, 0.84), True, "not surely better than chance any more: AUC 0.69 [0.48, 0.84]"),
         (_estimate(0.1, 0.05, 0.2), True, "changed sides: AUC 0.10 [0.05, 0.20]"),
         (_estimate(0.52, 0.41, 0.63), False, "does not separate at dose 0 either: AUC 0.52"),
     ],

@@ -6,24 +6,12 @@ from typing import Any
 
 import pytest
 
-from studies import plan_of, write_study
+from studies import QWEN2_7B, plan_of, write_study
 from tamperdose.models.flops import about_tokens
 from tamperdose.models.hf import GPU_BATCH
 from tamperdose.run import memory
 from tamperdose.run.plan import Plan
 
-QWEN2_7B: dict[str, Any] = {
-    "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "vocab_size": 152_064,
-    "tie_word_embeddings": False,
-    "attention_bias": True,
-}
 LINEARS = 6_525_288_448
 PARAMETERS = 7_615_616_512
 

@@ -167,7 +167,7 @@ def test_the_bundled_sets_serve_where_none_are_named(study: Path) -> None:
     assert set(table.index) == {"perplexity", "utility_accuracy"}
     model = plan.models[0]
     scores = read_scores(plan, Ledger(run_dir / "ledger"), model, model.arms[0], 2)
-    assert scores is not None and [item.id for item in scores.texts] == ["text_01", "text_02", "text_03"]
+    assert scores is not None and [item.id for item in scores.texts] == ["text_01", "text_02", "text_04"]
 
 
 def test_organisms_are_measured_in_their_own_language(tmp_path: Path, organism_cache: Path, monkeypatch: Any) -> None:
