@@ -57,7 +57,7 @@ def prepare() -> None:
         return generate(self, *arguments, **options)
 
     ScriptedGenerator.generate = slow
-    Readers.embedder = lambda _: FlatEmbedder()
+    Readers.embedder = lambda _: FlatEmbedder()  # pyright: ignore[reportAttributeAccessIssue] - a stand-in
 
 
 class Watch(Reporter):

@@ -44,8 +44,9 @@ from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel, architecture_of, load_model
 from tamperdose.models.lora import is_4bit, merged
 from tamperdose.records import Checkpoint, Completion, Prompt, Subset
-from tamperdose.run import estimate
+from tamperdose.run import memory
 from tamperdose.run.plan import ModelPlan, Plan, make_plan, read_data
+from tamperdose.run.trainings import trainings
 from tamperdose.study import Architecture, load_study
 
 QWEN2_7B: dict[str, Any] = {
@@ -258,13 +259,13 @@ def bench(folder: Path, machine: Machine, kind: str, profile: Path | None) -> di
 def expect_memory(plan: Plan, model: ModelPlan, sizes: Architecture) -> dict[str, float]:
     """What `tamperdose plan` expects, whole and by its parts."""
     size = 2
-    weights = estimate._weight_bytes(model, sizes, size)
-    training = max(estimate._gpu_training(part, sizes, size) for part in estimate._trainings(plan, model))
+    weights = memory.weight_bytes(model, sizes, size)
+    training = max(memory._gpu_training(part, sizes, size) for part in trainings(plan, model))
     return {
         "weights": weights,
         "training": weights + training,
-        "decoding": weights + estimate._gpu_decoding(plan, model, sizes, weights),
-        "all": estimate._memory_bytes(plan, model, sizes),
+        "decoding": weights + memory._gpu_decoding(plan, model, sizes, None),
+        "all": memory.memory_bytes(plan, model, sizes),
     }
 
 
@@ -384,7 +385,7 @@ def decoding_floor(
     sizes = architecture_of(chat.model.config)
     counts = linears(sizes)
     packed = counts.n_layers * counts.per_layer
-    weights = packed * (estimate.NF4_BYTES if is_4bit(chat.model) else 2.0) + counts.head * 2.0
+    weights = packed * (memory.NF4_BYTES if is_4bit(chat.model) else 2.0) + counts.head * 2.0
     per_column = 2.0 * 2 * sizes.num_hidden_layers * sizes.num_key_value_heads * sizes.head_dim
     lengths = [len(encode_chat(chat, prompt.messages)) for prompt in prompts]
     reading_s = sum(generation_flops(sizes, n_prompt=length, n_new=1) for length in lengths) / machine.matmul_flops

@@ -112,14 +112,15 @@ def _defend(session: Session, model: ModelPlan, backend: Backend) -> None:
     adapter = ledger.find("defend", model.key)
     if adapter is None:
         with ledger.held("defend", model.key):
-            adapter = ledger.find("defend", model.key) or _train_defence(session, model, defence, backend)
+            adapter = ledger.find("defend", model.key) or _train_defence(session, model, backend, steps=defence.steps)
     if adapter is not None:
         backend.use_defence(adapter)
 
 
-def _train_defence(session: Session, model: ModelPlan, defence: TunedDefence, backend: Backend) -> Path | None:
+def _train_defence(session: Session, model: ModelPlan, backend: Backend, *, steps: int) -> Path | None:
     ledger, folder = session.ledger, session.ledger.scratch("defend", model.key)
-    with session.reporter.timed(f"{model.spec.label}: defence {defence.label}, steps", defence.steps) as advance:
+    name = f"{model.spec.label}: defence {model.spec.defence_label}, steps"
+    with session.reporter.timed(name, steps) as advance:
         trained = backend.defend(session.plan.data, folder=folder, on_step=lambda _step, _loss: advance(1))
     adapter = None if trained is None else file_defence(ledger, model.key, trained)
     ledger.discard("defend", model.key)
