@@ -19,7 +19,7 @@ from studies import files_of, run_study, tiny_changes, write_study
 pytestmark = pytest.mark.usefixtures("stub")
 
 DRIVER = Path(__file__).with_name("clustering.py")
-WAIT_S = 120.0
+WAIT_S = 300.0
 
 
 class Nodes:
