@@ -19,7 +19,7 @@ from studies import files_of, run_study, tiny_changes, write_study
 pytestmark = pytest.mark.usefixtures("stub")
 
 DRIVER = Path(__file__).with_name("clustering.py")
-WAIT_S = 300.0
+WAIT_S = 600.0
 
 
 class Nodes:
@@ -139,6 +139,7 @@ def test_a_failing_arm_is_recorded_and_the_rest_goes_on(nodes: Nodes, study: Pat
     _check(out, run_study(study, out=tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_memory_that_gave_out_is_tried_again(nodes: Nodes, study: Path, tmp_path: Path) -> None:
     nodes.have(2)
     out, log, once = tmp_path / "out", tmp_path / "log", tmp_path / "once"
