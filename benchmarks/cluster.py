@@ -2,7 +2,8 @@
 
 The model is the scripted one, made to sleep for 0.2 s over each cell, so that any number of workers fits two cores.
 Overhead of scheduling: the workers' time that no unit accounts for, from the first unit's start to the last one's end,
-over the time that units account for. Beside it the time of everything, judging and files included, over the bare sleep.
+over the time that units account for. Beside it the time of everything, judging and files included, over the bare sleep,
+on the cluster and one unit after the other in this process.
 The driver's memory is its resident set as the kernel tells it, at each tenth of the units.
 
 Usage: python benchmarks/cluster.py [--arms 250] [--doses 8] [--workers 2] [--json FILE]
@@ -31,6 +32,7 @@ from tamperdose.run.local import begun
 from tamperdose.run.plan import Plan, make_plan, read_data
 from tamperdose.run.progress import Reporter
 from tamperdose.run.stages import Readers
+from tamperdose.run.units import Desk, make_units
 from tamperdose.study import load_study
 
 SECONDS_PER_CELL = 0.2
@@ -125,8 +127,19 @@ def measure(plan: Plan, folder: Path, *, workers: int) -> dict[str, Any]:
         "scheduling_overhead": (wall * workers - idle_behind_base) / busy - 1,
         "everything_over_sleep": wall * workers / (cells * SECONDS_PER_CELL) - 1,
         "driver_mb": [round(size / 1e6, 1) for size in watch.resident[1::tenth]],
-        "driver_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "driver_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     }
+
+
+def measure_inline(plan: Plan, folder: Path) -> float:
+    """The same units one after the other in this process: their time over the bare sleep."""
+    prepare()
+    with begun(plan, folder / "inline", reporter=Watch(), study_path=None) as session:
+        desk, start = Desk(session), time.monotonic()
+        for unit in make_units(plan):
+            desk.do(unit)
+    cells = 1 + sum(len(arm.doses) for model in plan.models for arm in model.arms)
+    return (time.monotonic() - start) / (cells * SECONDS_PER_CELL) - 1
 
 
 def main() -> int:
@@ -140,6 +153,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         plan = make_study(Path(name), arms=asked.arms, doses=asked.doses)
         found = measure(plan, Path(name), workers=asked.workers)
+    with tempfile.TemporaryDirectory() as name:
+        # A tenth of the arms: what a cell takes does not hang on how many there are.
+        plan = make_study(Path(name), arms=max(1, asked.arms // 10), doses=asked.doses)
+        found["inline_over_sleep"] = measure_inline(plan, Path(name))
     print(json.dumps(found, indent=2))
     if asked.json is not None:
         write_text(asked.json, json.dumps(found, indent=2) + "\n")

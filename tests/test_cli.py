@@ -91,7 +91,15 @@ def test_help_of_every_command(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("nonsense",), ("run",), ("run", "a.yaml", "--limit", "0"), ("plan", "a.yaml", "--nonsense")]
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("run",),
+        ("run", "a.yaml", "--limit", "0"),
+        ("run", "a.yaml", "--workers", "2"),
+        ("plan", "a.yaml", "--nonsense"),
+    ],
 )
 def test_usage_errors_exit_with_2(cli: Cli, arguments: tuple[str, ...]) -> None:
     said = cli(*arguments)

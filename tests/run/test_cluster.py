@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
-from studies import files_of, run_study, tiny_changes, write_study
+from studies import files_of, plan_of, run_study, tiny_changes, write_study
+from tamperdose.errors import RunError
+from tamperdose.run.cluster import Cluster, run_on_cluster
+from tamperdose.run.progress import Reporter
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -26,9 +29,10 @@ class Nodes:
     """A Ray cluster whose head does no work, with nodes of one core each."""
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
+        from ray import cluster_utils
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
+        head = {"num_cpus": 0, "object_store_memory": 10**8}
+        self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
         self.address = self._cluster.address
 
@@ -157,6 +161,20 @@ def test_a_second_driver_is_refused(nodes: Nodes, study: Path, tmp_path: Path) -
     assert "is in use" in said
     first.kill()
     first.communicate()
+
+
+def test_an_address_where_nothing_listens(study: Path, tmp_path: Path) -> None:
+    plan, where = plan_of(study), Cluster("127.0.0.1:9")
+    with pytest.raises(RunError, match=r"no Ray cluster at '127\.0\.0\.1:9'"):
+        run_on_cluster(plan, tmp_path / "out", cluster=where, reporter=Reporter(quiet=True))
+
+
+@pytest.mark.slow
+def test_no_machine_with_room(nodes: Nodes, study: Path, tmp_path: Path) -> None:
+    nodes.have(1)
+    _, said = _end(_start(nodes, study, tmp_path / "out", "--set", "resources.cpus=64"), code=1)
+    assert "no machine has room for a worker" in said
+    assert "expected: 64 CPU cores on one machine" in said
 
 
 @pytest.mark.slow

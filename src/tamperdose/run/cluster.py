@@ -6,6 +6,7 @@ that is lost is replaced, and its unit goes on elsewhere from what lies in the l
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -314,13 +315,14 @@ def _connected(cluster: Cluster, declared: Declared) -> Iterator[Any]:
             # Asked for by number: also where that is more than there are cores.
             options["num_cpus"] = max(os.cpu_count() or 1, cluster.workers * declared.cpus)
     try:
+        _require_answer(address)
         ray.init(
             **options,
             namespace=f"tamperdose-{uuid4().hex}",
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise RunError(
             explain(
                 f"no Ray cluster at '{address}'",
@@ -332,6 +334,13 @@ def _connected(cluster: Cluster, declared: Declared) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise an OSError where nothing listens: Ray itself tries for more than a minute."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _import_ray() -> Any:
