@@ -269,8 +269,7 @@ def bench_memory() -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tamperdose.cli", "run", str(DEMO), "-o", folder]
-        # Controls answer fewer prompts than the doses do.
-        settings = ["--set", "attack.doses=[1]", "--set", "models.0.defence.steps=1", "--set", "controls=null"]
+        settings = ["--set", "attack.doses=[1]", "--set", "models.0.defence.steps=1"]
         subprocess.run([*command, *settings], check=True, capture_output=True)
     peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
     say(f"memory: peak {peak / 1e9:.2f} GB in the demo's stages (limit 4 GB)")

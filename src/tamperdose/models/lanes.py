@@ -5,8 +5,6 @@ end; cores that have rows of their own do not. Which rows go together is a funct
 the same on one core as on many.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -21,23 +19,6 @@ N_LANES = 2
 """Lanes of a CPU: the sum of two gradients does not depend on their order, that of more does."""
 MIN_PARAMETERS = 20_000_000
 """In smaller models most of the time goes into Python, of which only one thread runs at a time."""
-
-
-_M_ARENA_MAX = -8
-"""`mallopt`'s name for the number of heaps, from glibc's malloc.h."""
-
-
-def _share_one_heap() -> None:
-    """Have all threads allocate from one heap: glibc gives each its own, which keeps what the thread has freed.
-
-    The demo's stages peak at 3.2 GB with one and 4.5 GB with several, in the same time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-
-
-_share_one_heap()
 
 
 def n_lanes(model: nn.Module, device: str) -> int:
