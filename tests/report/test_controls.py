@@ -37,7 +37,7 @@ def test_table_of_an_arm(tmp_path: Path) -> None:
     head, arm, headings, first, second = control_lines(tmp_path, "truth")
     assert "60 of the harmful prompts" in head
     assert arm.strip() == "arm0"
-    assert headings.split()[:2] == ["steps", "attack"]
+    assert headings.split()[:2] == ["dose", "attack"]
     assert first.split()[:7] == ["6", "0.05", "0.95", "[0.90,", "1.00]", "0.90", "0.96"]
     assert first.endswith("refusals removed: did [31m0.8")
     assert second.endswith("not judged")

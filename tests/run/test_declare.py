@@ -25,32 +25,32 @@ def _on_gpu(plan: Plan, device: str = "cuda") -> Plan:
 
 
 def test_a_scripted_worker_takes_one_core(tmp_path: Path) -> None:
-    assert declare(plan_of(write_study(tmp_path)), Ledger(tmp_path)) == Declared(1, 0.0, 0)
+    assert declare(plan_of(write_study(tmp_path))) == Declared(1, 0.0, 0)
 
 
 def test_a_worker_on_a_cpu_takes_the_memory_of_the_estimate(tiny: Path, tmp_path: Path) -> None:
     plan, ledger = plan_of(tiny), Ledger(tmp_path)
     estimate = estimate_costs(plan, ledger)[0].memory_bytes
     assert estimate is not None
-    assert declare(plan, ledger) == Declared(1, 0.0, int(estimate))
+    assert declare(plan) == Declared(1, 0.0, int(estimate))
     stated = plan_of(tiny, "resources={cpus: 4, memory_gb: 2.5}")
-    assert declare(stated, ledger) == Declared(4, 0.0, 2_500_000_000)
+    assert declare(stated) == Declared(4, 0.0, 2_500_000_000)
 
 
 def test_a_worker_on_a_gpu_takes_one_or_the_share_that_the_estimate_is(tiny: Path, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    assert declare(_on_gpu(plan_of(tiny)), ledger) == Declared(1, 1.0, 0)
-    assert declare(_on_gpu(plan_of(tiny, "resources={gpus: 0.25}")), ledger).gpus == 0.25
+    assert declare(_on_gpu(plan_of(tiny))) == Declared(1, 1.0, 0)
+    assert declare(_on_gpu(plan_of(tiny, "resources={gpus: 0.25}"))).gpus == 0.25
     estimate = estimate_costs(_on_gpu(plan_of(tiny)), ledger)[0].memory_bytes
     assert estimate is not None
     card = 3.3 * estimate / 1e9
-    assert declare(_on_gpu(plan_of(tiny, f"resources={{gpu_memory_gb: {card}}}")), ledger).gpus == 0.31
-    assert declare(_on_gpu(plan_of(tiny, f"resources={{gpu_memory_gb: {card / 9}}}")), ledger).gpus == 1.0
+    assert declare(_on_gpu(plan_of(tiny, f"resources={{gpu_memory_gb: {card}}}"))).gpus == 0.31
+    assert declare(_on_gpu(plan_of(tiny, f"resources={{gpu_memory_gb: {card / 9}}}"))).gpus == 1.0
 
 
-def test_a_card_by_its_number_is_refused(tiny: Path, tmp_path: Path) -> None:
+def test_a_card_by_its_number_is_refused(tiny: Path) -> None:
     with pytest.raises(StudyError, match="names one card"):
-        declare(_on_gpu(plan_of(tiny), "cuda:3"), Ledger(tmp_path))
+        declare(_on_gpu(plan_of(tiny), "cuda:3"))
 
 
 def test_room_on_a_machine() -> None:

@@ -295,7 +295,7 @@ def test_plan_and_check_say_what_is_compared_without_loading(
 def test_another_architecture_is_no_hardened_checkpoint(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
     other = save_tiny(tmp_path / "deep", "llama", num_hidden_layers=3)
     path = _study(tmp_path / "study", tiny_folders["llama"], other)
-    with pytest.raises(ModelError, match=r"not of the architecture(?s:.)*num_hidden_layers: 3 there, 2 here"):
+    with pytest.raises(ModelError, match=r"not of the architecture(?s:.)*num_hidden_layers: there 3, here 2"):
         run_checks(path, [])
     with pytest.raises(ModelError, match="num_hidden_layers"):
         run_study(path)

@@ -228,12 +228,7 @@ def check_architecture(stated: Architecture, config: Any, model_id: str) -> None
     Raises:
         ModelError: They differ; every differing field is named.
     """
-    found = architecture_of(config)
-    differing = [
-        f"{field}: study {value}, model {getattr(found, field)}"
-        for field, value in stated.model_dump().items()
-        if getattr(found, field) != value
-    ]
+    differing = _differing(stated, architecture_of(config), "study", "model")
     if differing:
         raise ModelError(
             explain(
@@ -242,6 +237,15 @@ def check_architecture(stated: Architecture, config: Any, model_id: str) -> None
                 remedy="correct the study's architecture block, or check that the model is the one you mean",
             )
         )
+
+
+def _differing(one: Architecture, other: Architecture, first: str, second: str) -> list[str]:
+    """The fields in which two architectures differ, with both values by the names of their sides."""
+    return [
+        f"{field}: {first} {value}, {second} {getattr(other, field)}"
+        for field, value in one.model_dump().items()
+        if getattr(other, field) != value
+    ]
 
 
 def require_one_architecture(spec: ModelSpec) -> None:
@@ -255,11 +259,7 @@ def require_one_architecture(spec: ModelSpec) -> None:
     own, other = find_architecture(spec), find_architecture(spec.loaded.model_copy(update={"architecture": None}))
     if own is None or other is None:
         return
-    differing = [
-        f"{field}: {value} there, {getattr(own, field)} here"
-        for field, value in other.model_dump().items()
-        if getattr(own, field) != value
-    ]
+    differing = _differing(other, own, "there", "here")
     if differing:
         raise ModelError(
             explain(

@@ -30,11 +30,12 @@ from tamperdose.report.select import (
     metric_rows,
 )
 from tamperdose.report.style import GREY, LineStyle, house_style, line_style, save_both
+from tamperdose.run.controls import Control
 from tamperdose.run.schema import column
 
 FIGURE = "attacks_by_flops"
 """Name of the figure's files."""
-CONTROLS = ("none", "random_adapter", "random_weights", "random_direction")
+CONTROLS = tuple(control.value for control in Control if control is not Control.BENIGN)
 """What stands in the column `attack` without being one: it is not drawn."""
 BAND = 0.28
 """Share of the axis that attacks without training or search have for themselves."""

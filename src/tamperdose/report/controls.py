@@ -5,14 +5,15 @@ from pathlib import Path
 
 from tamperdose.report.text import UNDEFINED, printable, shorten
 from tamperdose.run.compare_schema import Row, read_rows
+from tamperdose.run.controls import Control
 from tamperdose.run.gates import CONTROL_COLUMNS, CONTROLS, GATE, GATE_COLUMNS, MEAN
 
 FEW_ARMS = 4
 """Up to so many arms every dose with controls is shown; beyond, the first alone, where refusals had fallen to half."""
-HEADINGS = ("steps", "attack", "random [min, max]", "benign", "none", "verdict")
+HEADINGS = ("dose", "attack", "random [min, max]", "benign", "none", "verdict")
 """The columns: RRR of the attack and of each control on the prompts that controls were asked."""
 
-_RANDOM = ("random_adapter", "random_weights", "random_direction")
+_RANDOM = tuple(control.value for control in Control if control not in (Control.NONE, Control.BENIGN))
 
 
 def controls_of(folder: Path, judge: str) -> dict[str, list[Row]]:

@@ -7,7 +7,7 @@ from typing import Any
 from tamperdose.audit.findings import Audit
 from tamperdose.records import Scope
 from tamperdose.report.lost_doses import lost_arms
-from tamperdose.report.responses import read_fits, read_responses
+from tamperdose.report.responses import amount_text, read_fits, read_responses
 from tamperdose.report.text import MARK, UNDEFINED, WITHHELD, printable, shorten
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.defences import COST_METRICS, DEFENCE_COLUMNS, DEFENCES, DOSE_METRICS, RECIPE
@@ -129,22 +129,9 @@ def _supported(row: Mapping[str, Any], text: str, *, force: bool) -> str:
     return f"{text} {MARK}" if force else WITHHELD
 
 
-def amount_text(row: Mapping[str, Any]) -> str:
-    """A dose, or the bound that stands for it: "5.4", "> 48", "< 1"."""
-    if row["censored"] == "right":
-        return f"> {_number(row['bracket_low'])}"
-    if row["censored"] == "left":
-        return f"< {_number(row['bracket_high'])}"
-    return _number(row["value"])
-
-
 def ratio_text(row: Mapping[str, Any]) -> str:
     """A ratio, or the bound that stands for it: "3.1", "at least 3.1", "at most 0.5"."""
-    if row["censored"] == "right":
-        return f"at least {_number(row['bracket_low'])}"
-    if row["censored"] == "left":
-        return f"at most {_number(row['bracket_high'])}"
-    return _number(row["value"])
+    return amount_text(row, above="at least", below="at most")
 
 
 def interval_text(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from tamperdose.records import Scope
 from tamperdose.report.lost_doses import lost_arms, lost_collapse, lost_row
 from tamperdose.report.scalings import scaling_lines
 from tamperdose.report.select import dose_word
-from tamperdose.report.text import MARK, WITHHELD, printable
+from tamperdose.report.text import MARK, UNDEFINED, WITHHELD, printable
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.costs import COST_COLUMNS, COSTS
 from tamperdose.run.response import DOSE_RESPONSE, DOSE_RESPONSE_JSON, RESPONSE_COLUMNS
@@ -169,12 +169,16 @@ def dose_text(row: Row, why: str = "") -> str:
 
 
 def _amount(row: Row, unit: str) -> str:
-    """A dose, or the bound that stands for it."""
+    return f"{amount_text(row)} {unit}"
+
+
+def amount_text(row: Mapping[str, object], *, above: str = ">", below: str = "<") -> str:
+    """A dose or a ratio of doses, or the bound that stands for it: "5.4", "> 48", "< 1"."""
     if row["censored"] == "right":
-        return f"> {_number(row['bracket_low'])} {unit}"
+        return f"{above} {_number(row['bracket_low'])}"
     if row["censored"] == "left":
-        return f"< {_number(row['bracket_high'])} {unit}"
-    return f"{_number(row['value'])} {unit}"
+        return f"{below} {_number(row['bracket_high'])}"
+    return UNDEFINED if row["value"] is None else _number(row["value"])
 
 
 def _supported(row: Row, text: str, because: Sequence[str], *, force: bool) -> str:

@@ -189,12 +189,23 @@ def curve(frame: pd.DataFrame, arm: Arm, metric: str, audits: Audits = NO_AUDITS
     return Curve(tuple(steps), value, low, high, lost if any(lost) else ())
 
 
+_TRAINED = ("steps", "optimizer steps")
 _DOSE_UNITS = {
-    "prefill": "tokens of the opener",
-    "system_prompt": "system prompts tried",
-    "paraphrase": "paraphrases tried",
-    "refusal_direction": "per cent of the direction projected out",
+    "prefill": ("tokens", "tokens of the opener"),
+    "system_prompt": ("prompts", "system prompts tried"),
+    "paraphrase": ("wordings", "paraphrases tried"),
+    "refusal_direction": ("%", "per cent of the direction projected out"),
 }
+"""What a dose counts, by the kind of attack that trains nothing: in a word, and on an axis."""
+
+
+def dose_word(attack: object) -> str:
+    """What a dose of an attack counts, in a word.
+
+    >>> dose_word("lora"), dose_word("prefill")
+    ('steps', 'tokens')
+    """
+    return _DOSE_UNITS.get(str(attack), _TRAINED)[0]
 
 
 def dose_label(attacks: Iterable[object]) -> str:
@@ -205,21 +216,8 @@ def dose_label(attacks: Iterable[object]) -> str:
     >>> dose_label(["lora", "prefill"])
     "dose, each attack's own: optimizer steps, tokens of the opener"
     """
-    units = list(dict.fromkeys(_DOSE_UNITS.get(str(attack), "optimizer steps") for attack in attacks))
-    own = "each attack's own: " if len(units) > 1 else ""
-    return f"dose, {own}{', '.join(units) if units else 'optimizer steps'}"
-
-
-_DOSE_WORDS = {"prefill": "tokens", "system_prompt": "prompts", "paraphrase": "wordings", "refusal_direction": "%"}
-
-
-def dose_word(attack: object) -> str:
-    """What a dose of an attack counts, in a word.
-
-    >>> dose_word("lora"), dose_word("prefill")
-    ('steps', 'tokens')
-    """
-    return _DOSE_WORDS.get(str(attack), "steps")
+    units = list(dict.fromkeys(_DOSE_UNITS.get(str(attack), _TRAINED)[1] for attack in attacks)) or [_TRAINED[1]]
+    return f"dose, each attack's own: {', '.join(units)}" if len(units) > 1 else f"dose, {units[0]}"
 
 
 def choose_facet(arms: Sequence[Arm]) -> str:

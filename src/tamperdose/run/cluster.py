@@ -80,7 +80,7 @@ def work_off(session: Session, cluster: Cluster) -> list[Failure]:
     """Do every unit of a run that can be done on a cluster; returns those that failed. Raises as `run_on_cluster`."""
     plan, run_dir = session.plan, session.run_dir
     board = Board(make_units(plan), retries=plan.study.resources.retries)
-    declared = declare(plan, session.ledger)
+    declared = declare(plan)
     with _connected(cluster, declared) as ray:
         crew = _Crew(ray, plan, Job(run_dir, Path.cwd(), cluster.prepare), declared, cluster.workers)
         session.reporter.say(f"{board.n_left} units; a worker takes {declared}")

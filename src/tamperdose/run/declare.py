@@ -4,12 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from tamperdose.errors import StudyError, explain
-from tamperdose.run.estimate import estimate_costs
-from tamperdose.run.ledger import Ledger
-from tamperdose.run.plan import Plan
+from tamperdose.models.load import find_architecture
+from tamperdose.run.memory import memory_bytes
+from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.units import make_units
 
 CPU, GPU, MEMORY = "CPU", "GPU", "memory"
@@ -44,7 +45,7 @@ class Declared:
         return ", ".join(parts)
 
 
-def declare(plan: Plan, ledger: Ledger) -> Declared:
+def declare(plan: Plan) -> Declared:
     """What a worker of this plan takes: as much as its largest model.
 
     Raises:
@@ -62,14 +63,19 @@ def declare(plan: Plan, ledger: Ledger) -> Declared:
             )
         )
     on_gpu = any(device.startswith("cuda") for device in devices)
-    estimates = [cost.memory_bytes or 0.0 for cost in estimate_costs(plan, ledger)]
-    largest = max(estimates, default=0.0)
+    largest = max(map(partial(_memory, plan), plan.models), default=0.0)
     gpus = 0.0
     if on_gpu:
         gpus = _share(largest, stated.gpu_memory_gb) if stated.gpus == "auto" else stated.gpus
     automatic = 0.0 if on_gpu else largest
     memory = automatic if stated.memory_gb == "auto" else 1e9 * stated.memory_gb
     return Declared(stated.cpus, gpus, int(memory))
+
+
+def _memory(plan: Plan, model: ModelPlan) -> float:
+    """What the plan estimates for a model; 0 where its architecture is not known, or nothing is loaded."""
+    architecture = None if model.source is None else find_architecture(model.spec)
+    return 0.0 if architecture is None else memory_bytes(plan, model, architecture)
 
 
 def _share(estimate: float, gpu_memory_gb: float | None) -> float:
@@ -79,10 +85,10 @@ def _share(estimate: float, gpu_memory_gb: float | None) -> float:
     return min(1.0, math.ceil(100 * estimate / (1e9 * gpu_memory_gb)) / 100)
 
 
-def describe_cluster(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
+def describe_cluster(plan: Plan) -> dict[str, Any] | None:
     """What a cluster would be given: how many units of each kind, and what a worker takes; None where it cannot be."""
     try:
-        declared = declare(plan, ledger)
+        declared = declare(plan)
     except StudyError:
         return None
     units = Counter(unit.part.value for unit in make_units(plan))

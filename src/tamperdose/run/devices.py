@@ -1,7 +1,7 @@
 """What each arm of a study takes on cards that are not here: memory, time, money, and what would make it fit.
 
-Time is a floor times what was found above it on one card (docs/log.md, `make bench-gpu`, Qwen2-7B): right to a factor
-of two, say.
+Time is a floor times what was found above it with one model on one card (docs/log.md, `make bench-gpu`: Qwen2-7B, an
+H200). How far that holds for other models and cards was not tried.
 """
 
 import math

@@ -16,6 +16,7 @@ from tamperdose.records import ESTIMATE_COLUMNS, Estimate, Label, Prompt, Scope,
 from tamperdose.run.compare import compare_pairs
 from tamperdose.run.controls import Control, ControlState
 from tamperdose.run.observed import readable, refused
+from tamperdose.run.plan import COMPARED
 from tamperdose.stats.gate import (
     CriterionName,
     DoseGate,
@@ -49,7 +50,7 @@ GATE_COLUMNS = (
 MEAN = "mean"
 """The draw that stands for all of them."""
 
-CONTROLLED = ("lora", "full", "refusal_direction")
+CONTROLLED = (*COMPARED, "refusal_direction")
 """Attacks that random changes or harmless rows can be set against; without either, refusals are not surely removed."""
 
 _Row = dict[str, object]
