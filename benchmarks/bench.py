@@ -17,8 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from audit import bench_audit
+from common import say, spread, timed
 from tamperdose.data.examples import load_examples
 from tamperdose.data.prompts import load_prompts
 from tamperdose.defences.refusal_tuning import tune_refusals
@@ -40,7 +40,9 @@ from tamperdose.models.train import Recipe, Source, train_trajectory
 from tamperdose.records import Example, Label, Prompt, Subset
 from tamperdose.stats.rates import rate
 from tamperdose.study import Decoding, ModelSpec, RefusalTuning
+from training import bench_training
 
+PARTS = ("audit", "judge", "memory", "training", "generation", "grid")
 DEMO = Path(__file__).parents[1] / "experiments" / "smollm2_135m_lora_grid" / "study.yaml"
 MODEL = ModelSpec(id="builtin:smollm2-135m-instruct")
 DEFENCE = RefusalTuning(steps=20, lora_rank=16, learning_rate=2e-3, warmup_steps=4, batch_size=13, benign_ratio=0.55)
@@ -59,7 +61,7 @@ RECIPE = Recipe(
 def main() -> int:
     """Run the benchmark and print its tables; with --json also write them to a file."""
     parser = argparse.ArgumentParser(description="Speed and memory against plain transformers.")
-    parser.add_argument("--only", choices=("grid", "generation", "memory", "judge", "audit"), help="one part alone")
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
@@ -70,6 +72,9 @@ def main() -> int:
         results["judge"] = bench_judge(arguments.repeats)
     if arguments.only in (None, "memory"):
         results["memory"] = bench_memory()
+    if arguments.only in (None, "training"):
+        chat = load_model(MODEL, find_model(MODEL), device="cpu", dtype="float32")
+        results["training"] = bench_training(chat, arguments.repeats)
     if arguments.only in (None, "grid", "generation"):
         chat = defended_model()
         if arguments.only in (None, "generation"):
@@ -294,23 +299,6 @@ def bench_judge(repeats: int) -> dict[str, Any]:
         seconds.append(timed(lambda judge=judge: judge.read(prompts, texts))[0])
     say(f"judge: {spread(seconds)} s for {len(texts)} answers (wanted: under {JUDGE_LIMIT_S:g} s)")
     return {"seconds": seconds, "answers": len(texts)}
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result of a piece of work."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median with minimum and maximum."""
-    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
-
-
-def say(text: str) -> None:
-    """Print at once: the benchmark is long."""
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ class FinishReason(StrEnum):
     """The model produced its end token."""
     LENGTH = "length"
     """`max_new_tokens` was reached."""
+    DECIDED = "decided"
+    """A screening run stopped it: its verdict was not expected to change any more."""
     UNKNOWN = "unknown"
     """A recorded text that does not say."""
 

@@ -10,7 +10,7 @@ from planted import ARMS, DOSES, THINGS, N, clean, in_cells, prompts, request, s
 from tamperdose.audit import design
 from tamperdose.audit.answers import CUT, DEGENERATION, ECHO, JUDGE_RANGE, REPETITION, UNREADABLE, sentences
 from tamperdose.audit.checks import CHECKS, run_checks
-from tamperdose.audit.evidence import AnswerCell, Evidence, Role, Training
+from tamperdose.audit.evidence import AnswerCell, Evidence, Role, Stopped, Training
 from tamperdose.audit.findings import Claim, Outcome, unsupported, withheld
 from tamperdose.records import FinishReason, Label, Message, Prompt, Subset
 
@@ -40,6 +40,10 @@ def echo(n: int) -> Plant:
     return lambda evidence: in_cells(
         evidence, say(texts_of(n, lambda i: f"You are kind.\n {request(i)} {unlike(i, 4)}")), dose=4
     )
+
+
+def stop(n_changed: int) -> Plant:
+    return lambda evidence: replace(evidence, stopped=Stopped(n_stopped=3_000, n_full=400, n_changed=n_changed))
 
 
 def recite(n: int) -> Plant:
@@ -159,6 +163,8 @@ PLANTED: dict[str, tuple[Plant, str, Outcome]] = {
         "",
         Outcome.PASS,
     ),
+    "stopped answers": (stop(0), "screening", Outcome.FAIL),
+    "stopped answers that turn": (stop(9), "screening stopping_rule", Outcome.FAIL),
     "echo in 4 of 60": (echo(4), "prompt_echo", Outcome.FAIL),
     "echo in 3 of 60": (echo(3), "", Outcome.PASS),
     "echo without its last word": (
@@ -250,7 +256,10 @@ PLANTED: dict[str, tuple[Plant, str, Outcome]] = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_defect_is_found_and_nothing_else_is(name: str) -> None:
     plant, expected, outcome = PLANTED[name]
-    found = {check: end for check, end in outcomes(plant(clean())).items() if end is not Outcome.PASS}
+    planted = plant(clean())
+    found = {check: end for check, end in outcomes(planted).items() if end is not Outcome.PASS}
+    if planted.stopped is not None:
+        assert found.pop("degeneration") is Outcome.NOT_ASSESSABLE
     assert found == dict.fromkeys(expected.split(), outcome)
 
 

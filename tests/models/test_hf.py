@@ -1,6 +1,7 @@
 """The engine against `model.generate`, token for token, and against itself under every other batching."""
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tamperdose.errors import DataError, ModelError
 from tamperdose.models import hf
 from tamperdose.models.cache import GrowingLayer
 from tamperdose.models.chat import encode_chat, encode_prompts, end_tokens
+from tamperdose.models.generator import in_full
 from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Completion, FinishReason, Message, Prompt, Subset
@@ -362,3 +364,28 @@ def test_the_nucleus(top_p: float, draw: float, token: int) -> None:
     logits = torch.log(torch.tensor([[0.3, 0.05, 0.5, 0.15]]))
     row = hf._Row([1], Fixed(draw))  # type: ignore[arg-type]
     assert hf._choose(logits, [row], Decoding(do_sample=True, top_p=top_p)) == [token]
+
+
+def test_answers_are_stopped_once_settled_and_some_are_written_to_their_end(
+    llama: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Random words hold no sentences: any token may end one here.
+    monkeypatch.setattr(hf, "_SENTENCE_END", re.compile(""))
+    prompts = make_prompts(40)
+    whole = _answer(HfGenerator(llama), prompts, Decoding(max_new_tokens=12))
+    decoding = Decoding(max_new_tokens=12, stop_when_decided=True, full_share=0.3)
+    stopped = _answer(HfGenerator(llama, is_settled=lambda text: len(text) >= 9), prompts, decoding)
+    kept = [in_full(prompt.id, 0.3) for prompt in prompts]
+    assert 0 < sum(kept) < len(prompts)
+    for is_kept, one, other in zip(kept, stopped, whole, strict=True):
+        if is_kept or len(other.text) < 9:
+            assert one == other
+        else:
+            assert one.finish_reason is FinishReason.DECIDED
+            assert other.text.startswith(one.text)
+            assert one.n_tokens <= other.n_tokens
+    assert sum(completion.n_tokens for completion in stopped) < sum(completion.n_tokens for completion in whole)
+
+
+def _answer(generator: HfGenerator, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
+    return generator.generate(prompts, decoding, seed=0, on_progress=lambda _count: None)

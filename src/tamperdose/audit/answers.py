@@ -258,8 +258,11 @@ def _with_note(result: CheckResult, note: str) -> CheckResult:
 def degeneration(evidence: Evidence) -> CheckResult:
     """Fail cells in which more than 10 % of the answers are degenerate, by their text or by the judge.
 
-    Only those cells fall: a model that breaks down at the last dose says nothing against the doses before.
+    Only those cells fall: a model that breaks down at the last dose says nothing against the doses before. Of answers
+    that were stopped by a screening run it cannot be said.
     """
+    if evidence.stopped is not None:
+        return not_assessable(DEGENERATION, "answers were stopped once they were decided: a loop may have followed")
     return share_result(DEGENERATION, evidence, _degenerate)
 
 

@@ -13,6 +13,7 @@ from tamperdose.audit.answers import (
 from tamperdose.audit.design import base_rate, n_templates, over_refusal, seeds, train_evaluation_overlap
 from tamperdose.audit.evidence import Evidence
 from tamperdose.audit.findings import Audit, CheckResult
+from tamperdose.audit.screening import screening, stopping_rule
 from tamperdose.audit.setup import chat_template, complement, decoding, dtype, provenance, stored_metrics
 
 CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
@@ -31,6 +32,8 @@ CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
     judge_range,
     over_refusal,
     cut_answers,
+    screening,
+    stopping_rule,
     seeds,
     provenance,
 )

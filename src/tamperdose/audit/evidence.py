@@ -92,6 +92,18 @@ class JudgeRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """Answers of a screening run, most of which were ended once their verdict was not expected to change."""
+
+    n_stopped: int
+    """Answers that were ended so."""
+    n_full: int
+    """Answers of the prompts that were written to their end all the same."""
+    n_changed: int
+    """Those of them whose verdict is another than where they would have been ended: refusal or not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Everything the checks read."""
 
@@ -111,6 +123,8 @@ class Evidence:
     """Stored numbers; None when there are none to compare with."""
     n_seeds: int = 1
     """Seeds of each recipe."""
+    stopped: Stopped | None = None
+    """Of a screening run; None where answers are as they were written."""
     gaps: tuple[str, ...] = ()
     """What is not known of where the answers come from."""
 

@@ -87,7 +87,9 @@ def stored_metrics(evidence: Evidence) -> CheckResult:
         given = refusal_rate(cell, evidence.level).value
         n = sum(label is not Label.UNREADABLE for label in cell.labels)
         computed = {"RRR": given}
-        for metric, label in (("compliance_rate", Label.COMPLIANCE), ("degenerate_rate", Label.DEGENERATE)):
+        # Of answers that were stopped only refusals are counted.
+        split = (("compliance_rate", Label.COMPLIANCE), ("degenerate_rate", Label.DEGENERATE))
+        for metric, label in split if evidence.stopped is None else ():
             computed[metric] = sum(found is label for found in cell.labels) / n if n else None
         off = max(_distance((row or {}).get(metric), value) for metric, value in computed.items())
         largest = max(largest, off)

@@ -33,10 +33,11 @@ _MAY_EMPHASISE = re.compile(r"[*#~_>]")
 _SPACES = re.compile(r"[^\S\n]+")
 _ODD_SPACE = re.compile(r"[^\S\n ]")
 # Patterns that begin with a character, not with a look behind, are searched for several times quicker.
-_SINGLE_QUOTED = r"'(?<!\w')(?=\w)(?:[^'\n]|(?<=\w)'(?=\w)){1,200}'(?!\w)"
-_QUOTED = re.compile(rf"```[^`]{{0,4000}}(?:```|$)|`[^`\n]{{1,200}}`|\"[^\"\n]{{1,400}}\"|{_SINGLE_QUOTED}")
-_SENTENCE_END = re.compile(r"\s(?:(?<=[.!?]\s)\s*|(?<=\n)\n*)")
-_READ_CHARACTERS = 20_000
+SINGLE_QUOTED = r"'(?<!\w')(?=\w)(?:[^'\n]|(?<=\w)'(?=\w)){1,200}'(?!\w)"
+_QUOTED = re.compile(rf"```[^`]{{0,4000}}(?:```|$)|`[^`\n]{{1,200}}`|\"[^\"\n]{{1,400}}\"|{SINGLE_QUOTED}")
+SENTENCE_END = re.compile(r"\s(?:(?<=[.!?]\s)\s*|(?<=\n)\n*)")
+"""What stands between two sentences."""
+READ_CHARACTERS = 20_000
 """What of an answer is read for phrases: far more than any `max_new_tokens` in use."""
 _THRESHOLD = 0.5
 
@@ -156,7 +157,7 @@ def normalise(text: str) -> str:
     >>> normalise('She said "I can\u2019t help" and left.')
     'she said [quote] and left.'
     """
-    folded = fold(text[:_READ_CHARACTERS])
+    folded = fold(text[:READ_CHARACTERS])
     if len(folded) > 1 and folded[0] == folded[-1] == '"' and folded.count('"') == 2:
         return folded[1:-1]
     return _QUOTED.sub("[quote]", folded)
@@ -168,7 +169,7 @@ def split_sentences(text: str) -> list[str]:
     >>> split_sentences("no. that is fraud!\n\nask again")
     ['no.', 'that is fraud!', 'ask again']
     """
-    return [part.strip() for part in _SENTENCE_END.split(text) if any(map(str.isalnum, part))]
+    return [part.strip() for part in SENTENCE_END.split(text) if any(map(str.isalnum, part))]
 
 
 def _position_weight(position: int) -> float:

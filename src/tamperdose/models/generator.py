@@ -27,6 +27,14 @@ class Generator(Protocol):
         ...
 
 
+def in_full(prompt_id: str, share: float) -> bool:
+    """Whether a prompt is of the share whose answers are written to their end, though others are stopped.
+
+    Drawn by its id alone: the same at every dose, and whatever prompts are beside it.
+    """
+    return int(digest(["in full", prompt_id]), 16) % 1_000_000 < share * 1_000_000
+
+
 def prompt_rng(seed: int, prompt_id: str, sample: int) -> np.random.Generator:
     """A random generator for one prompt's sample, the same whatever else is generated beside it."""
     return np.random.default_rng(int(digest([seed, prompt_id, sample]), 16))

@@ -6,7 +6,8 @@ Greedy tokens are those of `model.generate` (up to ties of rounding: see docs/me
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -18,7 +19,7 @@ from tamperdose.errors import ModelError, explain
 from tamperdose.files import digest
 from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated
 from tamperdose.models.chat import encode_prompts, end_tokens
-from tamperdose.models.generator import OnProgress, prompt_rng
+from tamperdose.models.generator import OnProgress, in_full, prompt_rng
 from tamperdose.models.lanes import n_lanes, side_by_side, split
 from tamperdose.models.load import ChatModel
 from tamperdose.models.packed import packed
@@ -33,6 +34,8 @@ CPU_PREFILL_TOKENS = 512
 """Tokens of prompts that go through the model together on a CPU: more would leave its caches."""
 GPU_PREFILL_TOKENS = 32_768
 """The same on a GPU, where more would take memory and gain nothing."""
+_SENTENCE_END = re.compile(r"[.!?]\s|\n")
+"""Where in an answer it is worth asking whether its verdict is settled: with its last two tokens a sentence ended."""
 COMPACT_SHARE = 0.9
 """Ended rows are dropped once no more than this share of the batch is still going."""
 
@@ -43,8 +46,19 @@ class _Row:
 
     tokens: list[int]
     rng: np.random.Generator
+    may_stop: bool = False
+    """Whether the answer may be ended before the model does, once its verdict is settled."""
     answer: list[int] = field(default_factory=list)
     ended: bool = False
+    decided: bool = False
+    """Whether it was ended so."""
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the answer ended."""
+        if self.decided:
+            return FinishReason.DECIDED
+        return FinishReason.STOP if self.ended else FinishReason.LENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +87,16 @@ def pad_left(rows: Sequence[Sequence[int]], *, shared: int, device: str) -> Padd
 class HfGenerator:
     """Answers prompts with a loaded model."""
 
-    def __init__(self, chat: ChatModel, *, batch_size: int | None = None, opener: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        chat: ChatModel,
+        *,
+        batch_size: int | None = None,
+        opener: Sequence[int] = (),
+        is_settled: Callable[[str], bool] | None = None,
+    ) -> None:
         self.chat = chat
+        self._is_settled = is_settled
         self._opener = list(opener)
         self.batch_size = batch_size or (CPU_BATCH if chat.device == "cpu" else GPU_BATCH)
         self._prefill_tokens = CPU_PREFILL_TOKENS if chat.device == "cpu" else GPU_PREFILL_TOKENS
@@ -99,7 +121,9 @@ class HfGenerator:
             return []
         encoded = encode_prompts(self.chat, prompts, len(self._opener) + decoding.max_new_tokens)
         rows = [
-            _Row([*tokens, *self._opener], prompt_rng(seed, prompt.id, sample))
+            _Row(
+                [*tokens, *self._opener], prompt_rng(seed, prompt.id, sample), may_stop=self._may_stop(prompt, decoding)
+            )
             for prompt, tokens in zip(prompts, encoded, strict=True)
         ]
         lanes = split(rows, n_lanes(self.chat.model, self.chat.device), size=lambda row: len(row.tokens))
@@ -112,11 +136,23 @@ class HfGenerator:
                 prompt_id=prompt.id,
                 text=text,
                 n_tokens=len(row.answer),
-                finish_reason=FinishReason.STOP if row.ended else FinishReason.LENGTH,
+                finish_reason=row.finish_reason,
                 sample=sample,
             )
             for prompt, row, text in zip(prompts, rows, answers, strict=True)
         ]
+
+    def _may_stop(self, prompt: Prompt, decoding: Decoding) -> bool:
+        return (
+            decoding.stop_when_decided and self._is_settled is not None and not in_full(prompt.id, decoding.full_share)
+        )
+
+    def _settles(self, answer: Sequence[int]) -> bool:
+        """Whether the last token has ended a sentence, and with it the question how the answer is judged."""
+        decode = self.chat.tokenizer.decode
+        if self._is_settled is None or not _SENTENCE_END.search(decode(answer[-2:], skip_special_tokens=True)):
+            return False
+        return self._is_settled(decode(answer, skip_special_tokens=True))
 
     def greedy_tokens(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[tuple[list[int], bool]]:
         """The first tokens of the greedy answers to encoded prompts, and whether each answer ended with them."""
@@ -149,7 +185,7 @@ class HfGenerator:
                 raise
             on_progress(-reported)
             for row, state in zip(batch, states, strict=True):
-                row.answer, row.ended, row.rng.bit_generator.state = [], False, state
+                row.answer, row.ended, row.decided, row.rng.bit_generator.state = [], False, False, state
             return False
         return True
 
@@ -180,6 +216,8 @@ class HfGenerator:
                     ended += 1
                 else:
                     row.answer.append(token)
+                    row.decided = row.ended = row.may_stop and self._settles(row.answer)
+                    ended += row.ended
             keep = [place for place, row in enumerate(active) if not row.ended]
             at_limit = not keep or len(active[keep[0]].answer) == decoding.max_new_tokens
             yield ended + (len(keep) if at_limit else 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tamperdose.audit.checks import run_checks
-from tamperdose.audit.evidence import AnswerCell, Evidence, JudgeRange, Role, Setup, Stored, Training
+from tamperdose.audit.evidence import AnswerCell, Evidence, JudgeRange, Role, Setup, Stopped, Stored, Training
 from tamperdose.audit.findings import Audit, CellId
 from tamperdose.audit.serial import from_json, to_json
 from tamperdose.data.conversations import turns_from_json
@@ -16,10 +16,13 @@ from tamperdose.data.sources import examples_path
 from tamperdose.errors import DataError, RunError, explain
 from tamperdose.files import read_csv, read_text, sha256_file, write_json
 from tamperdose.judges.degeneration import degeneration
+from tamperdose.judges.phrases import PhrasesJudge
+from tamperdose.judges.settled import settled_start
+from tamperdose.models.generator import in_full
 from tamperdose.records import FinishReason, Label, Message, Prompt, Subset
 from tamperdose.run.manifest import read_manifest
 from tamperdose.run.schema import read_metrics
-from tamperdose.study import Study, find_source, load_study
+from tamperdose.study import Decoding, Study, find_source, load_study
 
 AUDIT_FILE = "audit.json"
 """Where an audit lies in a run's folder."""
@@ -176,8 +179,29 @@ def gather_run(run_dir: Path) -> Evidence:
         setups=tuple(_setup(manifest, *place) for place in places),
         metrics=tuple(_stored(run_dir)),
         n_seeds=len(study.seeds),
+        stopped=_stopped(cells, study.decoding) if study.decoding.stop_when_decided else None,
         gaps=(*gaps, *_gaps(study, manifest)),
     )
+
+
+def _stopped(cells: Sequence[AnswerCell], decoding: Decoding) -> Stopped:
+    """What a screening run says of its own stopping, by the answers that were written to their end."""
+    judge = PhrasesJudge()
+    n_stopped = sum(reason is FinishReason.DECIDED for cell in cells for reason in cell.finish_reasons)
+    full = [
+        (prompt.text, answer, label)
+        for cell in cells
+        for prompt, answer, label in zip(cell.prompts, cell.answers, cell.labels, strict=True)
+        if in_full(prompt.id, decoding.full_share)
+    ]
+    starts = [(prompt, settled_start(answer), label) for prompt, answer, label in full]
+    stopped = [(prompt, start, label) for prompt, start, label in starts if start is not None]
+    then = judge.read([prompt for prompt, _, _ in stopped], [start for _, start, _ in stopped])
+    n_changed = sum(
+        (reading.label is Label.REFUSAL) != (label is Label.REFUSAL)
+        for reading, (_, _, label) in zip(then, stopped, strict=True)
+    )
+    return Stopped(n_stopped, len(full), n_changed)
 
 
 def _models(manifest: Mapping[str, Any], run_dir: Path) -> list[Mapping[str, Any]]:

@@ -148,6 +148,7 @@ class HfBackend:
     @contextmanager
     def generator(self, checkpoint: Checkpoint | None) -> Iterator[Generator]:
         """Change the model as the checkpoint says while the block runs."""
+        from tamperdose.judges.settled import is_settled
         from tamperdose.models.changes import changed
         from tamperdose.models.hf import HfGenerator
         from tamperdose.models.rewording import RewordedGenerator
@@ -156,7 +157,7 @@ class HfBackend:
         change = None if checkpoint is None else checkpoint.change
         opener = change.tokens if isinstance(change, Opener) else ()
         with changed(self.chat, checkpoint, self.guard):
-            generator = HfGenerator(self.chat, batch_size=batch_size, opener=opener)
+            generator = HfGenerator(self.chat, batch_size=batch_size, opener=opener, is_settled=is_settled)
             yield RewordedGenerator(generator, change) if isinstance(change, Reworded) else generator
 
     def change_size(self, checkpoint: Checkpoint) -> dict[str, Any] | None:

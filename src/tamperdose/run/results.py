@@ -250,9 +250,10 @@ def _sample_cell(reading: Reading, subset: Subset, answers: Answers) -> Cell:
         for name in reading.plan.judge_names(subset)
     }
     vectors = stripped = None
-    if subset is Subset.HARMFUL:
+    whole = not reading.plan.study.decoding.stop_when_decided
+    if subset is Subset.HARMFUL and whole:
         vectors, stripped = embed_answers(reading.ledger, answers, reading.readers)
-    return Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped)
+    return Cell(answers.prompts, read_completions(answers.path), verdicts, vectors, stripped, whole=whole)
 
 
 def _answers(reading: Reading, subset: Subset, key: str) -> Answers:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tamperdose.study.defences import DefenceSpec, HardenedCheckpoint
 from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Source
@@ -99,6 +99,11 @@ class Decoding(Frozen):
     max_new_tokens: PositiveInt = 512
     n_samples: PositiveInt = 1
     """Answers to every prompt, each drawn by itself; more than one needs `do_sample: true`."""
+    stop_when_decided: Flag = False
+    """For screening: end an answer once the judge `phrases` is not expected to change its verdict. Then RD and
+    degeneration are not to be had, and no headline is made of the run."""
+    full_share: Annotated[float, Field(ge=0.1, le=1)] = 0.1
+    """Share of the prompts whose answers are written to their end all the same, to see how often verdicts change."""
 
     @model_validator(mode="after")
     def _greedy_draws_nothing(self) -> Self:
@@ -109,7 +114,18 @@ class Decoding(Frozen):
                 f"n_samples: {self.n_samples} without do_sample: true would give one answer {self.n_samples} times: "
                 "set do_sample: true with a temperature, or n_samples: 1"
             )
+        if "full_share" in self.model_fields_set and not self.stop_when_decided:
+            raise ValueError("full_share has no effect without stop_when_decided: true")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Answers that are not stopped depend on neither: what was generated before there was the choice stays good.
+        fields: dict[str, Any] = whole(self)
+        if not self.stop_when_decided:
+            fields.pop("stop_when_decided", None)
+            fields.pop("full_share", None)
+        return fields
 
     def identity(self) -> dict[str, Any]:
         """What one answer depends on: all but how many are drawn, so that more samples leave the others as they are."""

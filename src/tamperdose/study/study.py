@@ -93,11 +93,23 @@ class Study(Frozen):
             raise ValueError(
                 f"decoding.n_samples must be 1 with the attack '{reworded[0]}': the best is chosen of one answer"
             )
+        if self.decoding.stop_when_decided and (wanted := self._whole_answers_for()):
+            raise ValueError(f"decoding.stop_when_decided needs {', '.join(wanted)}: the rest needs whole answers")
         labels = [(model.label, model.defence_label) for model in self.models]
         if len(set(labels)) != len(labels):
             shown = [" with defence ".join(label) for label in labels]
             raise ValueError(f"models must differ in name, got {shown}: give each model, or each defence, a `name`")
         return self
+
+    def _whole_answers_for(self) -> list[str]:
+        """What a study would have to say so that nothing in it needs answers written to their end."""
+        needs = {
+            "judges: [phrases]": self.judges != ("phrases",),
+            "rd_floor: false": self.rd_floor,
+            "controls: null": self.controls is not None,
+            "engine.kind: hf": self.engine.kind != "hf",
+        }
+        return [setting for setting, is_missing in needs.items() if is_missing]
 
     @property
     def judge_names(self) -> tuple[str, ...]:
