@@ -19,7 +19,7 @@ from tamperdose.run.ledger import Ledger
 from tamperdose.run.memory import gpu_rows, memory_bytes, weight_bytes
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.room import DTYPE_BYTES
-from tamperdose.study import Architecture, HfEngine
+from tamperdose.study import Architecture, ModelEngine
 
 TRAINING_SHARE = 0.07
 """Share of the card's dense rate that a LoRA step reaches: found 2,711 tokens/s in bfloat16, 2,591 in nf4."""
@@ -89,7 +89,7 @@ def describe_cards(plan: Plan, ledger: Ledger, names: Sequence[str]) -> list[dic
         if name not in CARDS:
             what = f"unknown card '{name}'{nearest(name, CARDS)}"
             raise StudyError(explain(what, expected=f"one of {', '.join(CARDS)}"))
-    if not isinstance(plan.study.engine, HfEngine):
+    if not isinstance(plan.study.engine, ModelEngine):
         raise StudyError(explain("this study runs no model", got="engine: scripted", expected="engine: hf"))
     return [asdict(line) for model in plan.models for line in _lines(plan, ledger, model, names)]
 

@@ -6,7 +6,7 @@ from tamperdose.models.flops import about_tokens, linears, lora_parameters, n_pa
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.room import DTYPE_BYTES
 from tamperdose.run.trainings import Training, mean_row, trainings
-from tamperdose.study import Architecture, HfEngine
+from tamperdose.study import Architecture, ModelEngine
 
 LIBRARIES_BYTES = 900e6
 """Resident memory of Python, torch and transformers with the sentence encoder, about."""
@@ -103,7 +103,7 @@ def gpu_rows(plan: Plan) -> int:
     from tamperdose.models.hf import GPU_BATCH
 
     engine = plan.study.engine
-    return engine.batch_size if isinstance(engine, HfEngine) and engine.batch_size != "auto" else GPU_BATCH
+    return engine.batch_size if isinstance(engine, ModelEngine) and engine.batch_size != "auto" else GPU_BATCH
 
 
 def _gpu_training(training: Training, architecture: Architecture, size: int) -> float:

@@ -42,9 +42,12 @@ from tamperdose.study.loading import (
 from tamperdose.study.models import (
     Architecture,
     Decoding,
+    Equivalence,
     HfEngine,
+    ModelEngine,
     ModelSpec,
     ScriptedEngine,
+    VllmEngine,
 )
 from tamperdose.study.parts import (
     PUBLIC_SETS,
@@ -71,6 +74,7 @@ __all__ = [
     "DefenceSpec",
     "DirectionSpec",
     "DoseSearch",
+    "Equivalence",
     "ExactJudge",
     "FullSpec",
     "GateLimits",
@@ -82,6 +86,7 @@ __all__ = [
     "JudgeName",
     "LlmJudge",
     "LoraSpec",
+    "ModelEngine",
     "ModelSpec",
     "PrefillSpec",
     "RefusalTuning",
@@ -93,6 +98,7 @@ __all__ = [
     "TrainingSpec",
     "TunedDefence",
     "Utility",
+    "VllmEngine",
     "default_alpha",
     "find_source",
     "is_local",

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tamperdose.study.defences import DefenceSpec, HardenedCheckpoint
-from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Source
+from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Source, no_boolean
 
 
 class Architecture(Frozen):
@@ -116,13 +116,87 @@ class Decoding(Frozen):
         return self.model_dump(mode="json", exclude={"n_samples"})
 
 
-class HfEngine(Frozen):
+class ModelEngine(Frozen):
+    """What engines that load weights share: transformers trains, and reads states and utility, with all of them."""
+
+    kind: str
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    """Where transformers computes."""
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Rows decoded together; halved when memory runs out. Changes speed, not which prompts are answered."""
+
+
+class HfEngine(ModelEngine):
     """Generation with transformers on the CPU or one GPU."""
 
     kind: Literal["hf"] = "hf"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
-    batch_size: PositiveInt | Literal["auto"] = "auto"
-    """Rows decoded together; halved when memory runs out. Changes speed, not which prompts are answered."""
+
+
+class Equivalence(Frozen):
+    """How near the engine `vllm` must come to transformers before any of its answers counts.
+
+    A changed limit makes the comparison run again, and no answer.
+    """
+
+    n_prompts: Annotated[int, BeforeValidator(no_boolean), Field(ge=64, le=10_000)] = 128
+    """Prompts that both are asked; with fewer, an agreement of 0.90 cannot be told from one of 0.97."""
+    n_tokens: Annotated[PositiveInt, Field(le=512)] = 16
+    """Tokens of each of transformers' greedy answers whose log-probabilities are compared."""
+    top1: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, lt=1)] = 0.90
+    """The share of prompts whose first token is the same must surely be larger: by the low end of its interval.
+
+    In bfloat16 the two differ in one to three of a hundred, where two tokens are nearly tied."""
+    mean_logprob: PositiveFloat = 0.1
+    """Largest mean difference of a token's log-probability, nats. bfloat16 writes logits between 16 and 32 in steps of
+    0.125, which makes 0.03 to 0.05 of it."""
+    max_logprob: PositiveFloat = 2.0
+    """Largest difference of any token's, nats: a factor of seven in its odds."""
+    effect: PositiveFloat = 0.5
+    """By how much the adapter of the comparison changes log-probabilities in transformers, nats in the mean, at least;
+    in the engine it must change them by half of what it does there. Several times `mean_logprob`, so that an engine that
+    leaves adapters off cannot pass."""
+
+    @model_validator(mode="after")
+    def _tells_adapters(self) -> Self:
+        if self.effect < 3 * self.mean_logprob:
+            raise ValueError(
+                f"effect {self.effect:g} is less than three times mean_logprob {self.mean_logprob:g}: an engine that "
+                "leaves adapters off could pass"
+            )
+        return self
+
+
+class VllmEngine(ModelEngine):
+    """Generation with vLLM on CUDA devices (extra `vllm`); transformers trains, and measures all else.
+
+    One engine for each base; adapters go with the request. Nothing counts until a comparison with transformers is
+    passed: see `Equivalence`.
+    """
+
+    kind: Literal["vllm"] = "vllm"
+    tensor_parallel_size: Annotated[PositiveInt, Field(le=64)] = 1
+    """Cards over which each layer of the engine's model is split."""
+    gpu_memory_utilization: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, lt=1)] = 0.45
+    """Share of each card's memory that the engine takes, for weights and cache; transformers needs the rest."""
+    keep_both: Flag = True
+    """Whether transformers' model stays loaded while the engine answers. `false` unloads the one before the other is
+    used, which costs minutes at every change and lets `gpu_memory_utilization` be 0.9."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt and answer together; null: what the model can. Smaller, where its cache does not fit."""
+    enforce_eager: Flag = False
+    """Without CUDA graphs: starts sooner, answers later."""
+    batch_invariant: Flag = False
+    """Kernels whose sums do not hang on what else is in the batch (`VLLM_BATCH_INVARIANT`); slower, cards from Hopper
+    on."""
+    adapters: Literal["auto", "requests", "merged"] = "auto"
+    """`requests`: one engine, an adapter with each request. `merged`: weights with the adapter added, written to a
+    scratch folder, and an engine of their own for each state. `auto`: merged where the comparison of requests fails."""
+    equivalence: Equivalence = Equivalence()
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, versions aside."""
+        fields = {"kind", "tensor_parallel_size", "enforce_eager", "batch_invariant", "adapters"}
+        return self.model_dump(mode="json", include=fields)
 
 
 class ScriptedEngine(Frozen):
