@@ -86,81 +86,103 @@ OPTIONS = {
 }
 
 
-def make_llm(fake: Fake) -> type:
-    """The class `LLM` of a stand-in."""
+class LLM:
+    """The class `LLM` of a stand-in: `fake` is given to a subclass of it by `install`."""
 
-    class LLM:
-        def __init__(self, **options: Any) -> None:
-            unknown = set(options) - OPTIONS
-            if unknown or options.get("max_lora_rank", 1) not in RANKS:
-                raise ValueError(f"unknown arguments {unknown}, or rank {options.get('max_lora_rank')}")
-            fake.started.append(options)
-            self.options = options
-            self.model = AutoModelForCausalLM.from_pretrained(
-                options["model"], dtype=getattr(torch, options["dtype"]), use_safetensors=True
-            ).eval()
-            self.adapters: dict[int, Any] = {}
-            core = SimpleNamespace(shutdown=self._shutdown)
-            self.llm_engine = SimpleNamespace(engine_core=core)
+    fake: Fake
 
-        def _shutdown(self) -> None:
-            fake.stopped += 1
-            del self.model
+    def __init__(self, **options: Any) -> None:
+        unknown = set(options) - OPTIONS
+        if unknown or options.get("max_lora_rank", 1) not in RANKS:
+            raise ValueError(f"unknown arguments {unknown}, or rank {options.get('max_lora_rank')}")
+        self.fake.started.append(options)
+        self.options = options
+        self.model = AutoModelForCausalLM.from_pretrained(
+            options["model"], dtype=getattr(torch, options["dtype"]), use_safetensors=True
+        ).eval()
+        self.adapters: dict[int, Any] = {}
+        core = SimpleNamespace(shutdown=self._shutdown)
+        self.llm_engine = SimpleNamespace(engine_core=core)
 
-        def generate(
-            self, prompts: Sequence[Any], sampling_params: Any = None, *, use_tqdm: bool = True, lora_request: Any = None
-        ) -> list[Any]:
-            rows = [prompt["prompt_token_ids"] for prompt in prompts]
-            params = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(rows)
-            assert len(params) == len(rows)
-            fake.asked.append((rows, params))
-            model = self._with(lora_request)
-            with torch.no_grad():
-                outputs = [self._answer(model, row, each, k) for k, (row, each) in enumerate(zip(rows, params, strict=True))]
-            return outputs[: len(outputs) - fake.loses]
+    def _shutdown(self) -> None:
+        self.fake.stopped += 1
+        del self.model
 
-        def _with(self, request: Any) -> Any:
-            if request is None:
-                return self.model
-            if not self.options.get("enable_lora"):
-                raise ValueError("LoRA is not enabled")
-            fake.numbers.append(request.lora_int_id)
-            if request.lora_int_id not in self.adapters:
-                config = json.loads((Path(request.lora_path) / "adapter_config.json").read_text())
-                assert isinstance(config["target_modules"], list)
-                if config["r"] > self.options["max_lora_rank"]:
-                    raise ValueError(f"LoRA rank {config['r']} is greater than max_lora_rank")
-                again = AutoModelForCausalLM.from_pretrained(
-                    self.options["model"], dtype=getattr(torch, self.options["dtype"])
-                )
-                self.adapters[request.lora_int_id] = PeftModel.from_pretrained(again, request.lora_path).eval()
-            return self.model if fake.ignores_adapters else self.adapters[request.lora_int_id]
+    def generate(
+        self,
+        prompts: Sequence[Any],
+        sampling_params: Any = None,
+        *,
+        use_tqdm: bool = True,
+        lora_request: Any = None,
+    ) -> list[Any]:
+        rows = [prompt["prompt_token_ids"] for prompt in prompts]
+        params = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(rows)
+        assert len(params) == len(rows)
+        self.fake.asked.append((rows, params))
+        model = self._with(lora_request)
+        with torch.no_grad():
+            outputs = self._answer(model, rows, params)
+        return outputs[: len(outputs) - self.fake.loses]
 
-        def _answer(self, model: Any, row: list[int], params: SamplingParams, place: int) -> Any:
-            rng = torch.Generator().manual_seed(params.seed) if params.seed is not None else None
-            ends = {*(params.stop_token_ids or ()), model.config.eos_token_id}
-            tokens: list[int] = []
-            while len(tokens) < params.max_tokens:
-                logits = model(input_ids=torch.tensor([[*row, *tokens]])).logits[0, -1].float()
-                tokens.append(_next(logits, params, rng))
-                if fake.shift and place % fake.shift == 0:
-                    tokens[-1] = (tokens[-1] + 1) % logits.shape[0]
-                if tokens[-1] in ends:
-                    break
-            reason = fake.finish or ("stop" if tokens[-1] in ends else "length")
-            listed = None if params.prompt_logprobs is None else self._scored(model, row)
-            found = SimpleNamespace(token_ids=tokens, finish_reason=reason)
-            return SimpleNamespace(prompt_token_ids=list(row), prompt_logprobs=listed, outputs=[found], finished=True)
+    def _with(self, request: Any) -> Any:
+        if request is None:
+            return self.model
+        if not self.options.get("enable_lora"):
+            raise ValueError("LoRA is not enabled")
+        self.fake.numbers.append(request.lora_int_id)
+        if request.lora_int_id not in self.adapters:
+            config = json.loads((Path(request.lora_path) / "adapter_config.json").read_text())
+            assert isinstance(config["target_modules"], list)
+            if config["r"] > self.options["max_lora_rank"]:
+                raise ValueError(f"LoRA rank {config['r']} is greater than max_lora_rank")
+            again = AutoModelForCausalLM.from_pretrained(
+                self.options["model"], dtype=getattr(torch, self.options["dtype"])
+            )
+            self.adapters[request.lora_int_id] = PeftModel.from_pretrained(again, request.lora_path).eval()
+        return self.model if self.fake.ignores_adapters else self.adapters[request.lora_int_id]
 
-        def _scored(self, model: Any, row: list[int]) -> list[Any]:
-            scores = model(input_ids=torch.tensor([row])).logits[0].float().log_softmax(-1)
-            off = [fake.noise * (-1) ** k for k in range(len(row))]
-            return [None] + [
-                {row[k]: SimpleNamespace(logprob=float(scores[k - 1, row[k]]) + off[k], rank=None)}
-                for k in range(1, len(row))
-            ]
+    def _answer(self, model: Any, rows: list[list[int]], params: list[SamplingParams]) -> list[Any]:
+        rngs = [None if each.seed is None else torch.Generator().manual_seed(each.seed) for each in params]
+        tokens: list[list[int]] = [[] for _ in rows]
+        left = list(range(len(rows)))
+        while left:
+            logits = _logits(model, [[*rows[k], *tokens[k]] for k in left])
+            for k, row in zip(left, logits, strict=True):
+                tokens[k].append(_next(row[len(rows[k]) + len(tokens[k]) - 1], params[k], rngs[k]))
+                if self.fake.shift and k % self.fake.shift == 0:
+                    tokens[k][-1] = (tokens[k][-1] + 1) % row.shape[1]
+            left = [k for k in left if not self._ended(tokens[k], params[k]) and len(tokens[k]) < params[k].max_tokens]
+        scored = _logits(model, rows) if params[0].prompt_logprobs is not None else None
+        return [
+            SimpleNamespace(
+                prompt_token_ids=list(row),
+                prompt_logprobs=None if scored is None else self._scored(scored[k], row),
+                outputs=[SimpleNamespace(token_ids=tokens[k], finish_reason=self._reason(tokens[k], params[k]))],
+                finished=True,
+            )
+            for k, row in enumerate(rows)
+        ]
 
-    return LLM
+    def _ended(self, tokens: list[int], params: SamplingParams) -> bool:
+        return tokens[-1] in {*(params.stop_token_ids or ()), self.model.config.eos_token_id}
+
+    def _reason(self, tokens: list[int], params: SamplingParams) -> str:
+        return self.fake.finish or ("stop" if self._ended(tokens, params) else "length")
+
+    def _scored(self, logits: torch.Tensor, row: list[int]) -> list[Any]:
+        scores = logits.log_softmax(-1)
+        off = [self.fake.noise * (-1) ** k for k in range(len(row))]
+        return [None] + [
+            {row[k]: SimpleNamespace(logprob=float(scores[k - 1, row[k]]) + off[k], rank=None)}
+            for k in range(1, len(row))
+        ]
+
+
+def _logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
+    """Of every row, (rows, columns, vocabulary): what stands behind a row's end is not seen by what stands before."""
+    width = max(map(len, rows))
+    return model(input_ids=torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])).logits.float()
 
 
 def _next(logits: torch.Tensor, params: SamplingParams, rng: torch.Generator | None) -> int:
@@ -180,7 +202,7 @@ def install(patch: pytest.MonkeyPatch, **defects: Any) -> Fake:
         module.__spec__ = ModuleSpec(name, None)
         patch.setitem(sys.modules, name, module)
     root: Any = made["vllm"]
-    root.LLM, root.SamplingParams, root.__version__ = make_llm(fake), SamplingParams, "0.32.0"
+    root.LLM, root.SamplingParams = type("LLM", (LLM,), {"fake": fake}), SamplingParams
     request: Any = made["vllm.lora.request"]
     request.LoRARequest = LoRARequest
     return fake

@@ -370,7 +370,7 @@ def test_files_shaped_like_the_source_studys_fail(cli: Cli, tmp_path: Path) -> N
     assert said.code == 3, said.err
     ended = outcomes(tmp_path / "out")
     assert {name for name, end in ended.items() if end == "fail"} == FOUND | {"train_evaluation_overlap"}
-    for name in ("decoding", "chat_template", "dtype"):
+    for name in ("decoding", "chat_template", "dtype", "engine"):
         assert ended[name] == "not_assessable"
     checks = {check["name"]: check for check in json.loads((tmp_path / "out" / "audit.json").read_text())["checks"]}
     assert checks["n_templates"]["value"] == 10

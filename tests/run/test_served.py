@@ -64,7 +64,7 @@ def test_a_run_gives_what_transformers_gives_and_says_what_answered(
     check = next(check for check in audit_run(run).checks if check.name == "engine")
     assert check.outcome == "pass"
     # No tampered weights are left anywhere in the run's folder.
-    assert not [file for file in run.rglob("*.safetensors")]
+    assert not list(run.rglob("*.safetensors"))
 
 
 def test_an_engine_that_leaves_adapters_off_answers_through_merged_weights(
@@ -88,7 +88,7 @@ def test_an_engine_that_leaves_adapters_off_answers_through_merged_weights(
     monkeypatch.undo()
     plain = run_study(path, "engine={kind: hf, device: cpu}", out=tmp_path / "hf")
     assert answers_of(run) == answers_of(plain)
-    assert not [file for file in run.rglob("*.safetensors")]
+    assert not list(run.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize(

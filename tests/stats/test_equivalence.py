@@ -61,7 +61,9 @@ def test_each_limit_fails_by_itself_and_nothing_else_does() -> None:
 
 
 def test_few_prompts_cannot_show_agreement() -> None:
-    assert _short(agreement(reading(32), reading(32))) == ["base: 32 of 32 first tokens are the same, [0.893, 1.000], more than 0.9 wanted"]
+    assert _short(agreement(reading(32), reading(32))) == [
+        "base: 32 of 32 first tokens are the same, [0.893, 1.000], more than 0.9 wanted"
+    ]
     assert _short(agreement(reading(64), reading(64))) == []
 
 

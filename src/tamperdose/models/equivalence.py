@@ -1,7 +1,7 @@
-"""What transformers says of a model, and a model with an adapter, for an engine to be held against.
+"""What transformers says of a model, and of a model with an adapter: what another engine is held against.
 
-The adapter is a random one, made so strong that it changes log-probabilities beyond doubt: an engine that leaves it off,
-as has happened in silence (vLLM issues 34186, 48019, 49354), then cannot pass for one that does not.
+The adapter is a random one, made so strong that it changes log-probabilities beyond doubt: an engine that leaves it
+off, as has happened in silence (vLLM issues 34186, 48019, 49354), cannot pass for one that does not.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ BASE, ADAPTER = "base", "adapter"
 """The states compared: the untampered model, and the same with the comparison's adapter."""
 ROWS = 8
 """Rows that go through the model together."""
-FIRST_SIZE, DOUBLINGS = 1 / 64, 14
-"""The adapter's first size, see `_sizes`, and how often it is doubled at most."""
+FIRST_SIZE, ENLARGED = 1 / 64, 14
+"""The adapter's first size, see `_sizes`, and how often it is made larger at most: each time twice to 16 times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ def read_reference(
     with changed(chat, None, guard):
         base = _continued(chat, rows, limits.n_tokens)
         own = read_chat(chat, rows, base)
-    for doubling in range(DOUBLINGS):
-        size = FIRST_SIZE * 2**doubling
+    size, found = FIRST_SIZE, None
+    for _ in range(ENLARGED):
         path = write_random_adapter(folder / "adapter.safetensors", _sizes(chat, rank, size), seed="equivalence")
         checkpoint = Checkpoint(NO_DOSE, str(path))
         with changed(chat, checkpoint, guard):
@@ -90,10 +90,12 @@ def read_reference(
         found = Reference(tuple(rows), states, {BASE: own, ADAPTER: reading}, unchanged, checkpoint, size)
         if found.effect >= limits.effect:
             return found
+        # About in proportion, while it is small.
+        size *= min(16.0, max(2.0, 1.5 * limits.effect / max(found.effect, 1e-6)))
     raise ModelError(
         explain(
             "no adapter changes what this model says",
-            got=f"{found.effect:.3g} nats in the mean at the largest size tried",
+            got=f"{0.0 if found is None else found.effect:.3g} nats in the mean at the largest size tried",
             expected=f"at least {limits.effect:g}",
             remedy="engine: {kind: hf}",
         )
@@ -101,7 +103,7 @@ def read_reference(
 
 
 def compare(reference: Reference, read: Read, limits: Equivalence) -> dict[str, Any]:
-    """Hold an engine against the reference; its agreement by state, its effect, and what falls short, as plain values."""
+    """Hold an engine against the reference: agreement by state, effect, and what falls short, as plain values."""
     rows = reference.rows
     states = {BASE: None, ADAPTER: reference.adapter}
     readings = {name: read(states[name], rows, reference.continuations[name]) for name in (BASE, ADAPTER)}

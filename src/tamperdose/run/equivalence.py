@@ -1,4 +1,4 @@
-"""The stage `equivalence`: before an engine's answers count, it is held against transformers; what came of it is filed."""
+"""The stage `equivalence`: an engine is held against transformers before any of its answers counts."""
 
 import json
 from collections.abc import Sequence

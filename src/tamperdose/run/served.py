@@ -12,7 +12,7 @@ from tamperdose.models.equivalence import ADAPTER, compare, read_reference
 from tamperdose.models.generator import Generator
 from tamperdose.models.load import ChatModel, load_shell, local_files
 from tamperdose.models.rewording import RewordedGenerator
-from tamperdose.models.vllm import (
+from tamperdose.models.vllm_engine import (
     Served,
     VllmGenerator,
     Weights,

@@ -122,11 +122,7 @@ def _at_most(limit: float) -> str:
 
 
 def _differences(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> list[float]:
-    pairs = [
-        (a, b)
-        for row, other in zip(ours, theirs, strict=True)
-        for a, b in zip(row, other, strict=True)
-    ]
+    pairs = [(a, b) for row, other in zip(ours, theirs, strict=True) for a, b in zip(row, other, strict=True)]
     return [abs(a - b) if np.isfinite(a) and np.isfinite(b) else float("inf") for a, b in pairs]
 
 

@@ -119,7 +119,6 @@ class Decoding(Frozen):
 class ModelEngine(Frozen):
     """What engines that load weights share: transformers trains, and reads states and utility, with all of them."""
 
-    kind: str
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
     """Where transformers computes."""
     batch_size: PositiveInt | Literal["auto"] = "auto"
@@ -153,8 +152,8 @@ class Equivalence(Frozen):
     """Largest difference of any token's, nats: a factor of seven in its odds."""
     effect: PositiveFloat = 0.5
     """By how much the adapter of the comparison changes log-probabilities in transformers, nats in the mean, at least;
-    in the engine it must change them by half of what it does there. Several times `mean_logprob`, so that an engine that
-    leaves adapters off cannot pass."""
+    in the engine it must change them by half of that. Several times `mean_logprob`, so that an engine that leaves
+    adapters off cannot pass."""
 
     @model_validator(mode="after")
     def _tells_adapters(self) -> Self:

@@ -10,12 +10,20 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
 import fake_vllm
 from tamperdose.errors import DataError, ModelError
-from tamperdose.models import vllm
+from tamperdose.models import vllm_engine as vllm
 from tamperdose.models.changes import Guard, changed
 from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel, find_model, load_shell
 from tamperdose.models.lora import LoraShape, merged, save_adapter, stack_adapters
-from tamperdose.models.vllm import Served, VllmGenerator, Weights, engine_options, lora_request, running, write_peft
+from tamperdose.models.vllm_engine import (
+    Served,
+    VllmGenerator,
+    Weights,
+    engine_options,
+    lora_request,
+    running,
+    write_peft,
+)
 from tamperdose.records import NO_DOSE, Checkpoint, Completion, FinishReason, Message, Prompt, Subset
 from tamperdose.study import Decoding, ModelSpec, VllmEngine
 from tiny import CLASSES, make_prompts, save_tiny
@@ -163,7 +171,7 @@ def test_what_the_engine_leaves_out_or_breaks_off_is_an_error(
             original = type(llm).generate
             # In another order, as an engine that sorts by length might return them.
             monkeypatch.setattr(type(llm), "generate", lambda *a, **k: original(*a, **k)[::-1])
-        with pytest.raises(ModelError, match="did not answer every prompt once|no reason that is known"):
+        with pytest.raises(ModelError, match=r"did not answer every prompt once|no reason that is known"):
             answers(engine, make_prompts(5))
     assert fake.stopped == 1
 
@@ -205,8 +213,9 @@ def test_ranks_are_rounded_up_to_those_that_vllm_takes() -> None:
 
 def test_without_vllm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, llama_folder: Path) -> None:
     monkeypatch.setattr(vllm, "find_spec", lambda _name: None)
-    with pytest.raises(ModelError, match=r"tamperdose\[vllm\]"), running(
-        weights_of(llama_folder), VllmEngine(), max_lora_rank=8
+    with (
+        pytest.raises(ModelError, match=r"tamperdose\[vllm\]"),
+        running(weights_of(llama_folder), VllmEngine(), max_lora_rank=8),
     ):
         pass
     with pytest.raises(ModelError, match="vllm_bnb_plugin"):
@@ -215,7 +224,8 @@ def test_without_vllm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 def test_an_engine_that_does_not_start_says_what_to_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_vllm.install(monkeypatch)
-    with pytest.raises(ModelError, match="gpu_memory_utilization"), running(
-        weights_of(tmp_path / "none"), VllmEngine(), max_lora_rank=8
+    with (
+        pytest.raises(ModelError, match="gpu_memory_utilization"),
+        running(weights_of(tmp_path / "none"), VllmEngine(), max_lora_rank=8),
     ):
         pass
