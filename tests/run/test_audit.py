@@ -267,7 +267,7 @@ def test_an_older_manifest_is_not_assessable_where_it_is_silent(run_copy: Path) 
     del manifest["answers"]
     (run_copy / "manifest.json").write_text(json.dumps(manifest))
     audit_run(run_copy)
-    assert not_passed(run_copy) == {"chat_template": "not_assessable"}
+    assert not_passed(run_copy) == {"chat_template": "not_assessable", "engine": "not_assessable"}
 
 
 def test_training_rows_that_changed_since_are_read_and_said(run_copy: Path, sound_run: Path) -> None:
