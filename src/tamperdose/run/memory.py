@@ -14,6 +14,9 @@ LIBRARIES_BYTES = 900e6
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: its own, one for the scale of 64, four for the scale of 256 scales."""
 
+EIGHT_BIT_MOMENTS = 2 + 2 * 4 / 256
+"""Bytes of a weight's two moments in eight bits, each block of 256 with its scale in float32."""
+
 DRAWING_BYTES = 40.0
 """Bytes per row and token of the vocabulary while tokens are drawn: probabilities, their order and sums."""
 
@@ -59,18 +62,31 @@ def _cpu_decoding(plan: Plan, architecture: Architecture, size: int) -> float:
 def _cpu_training(training: Training, architecture: Architecture) -> float:
     """Activations kept for the backward pass, logits, and what learns."""
     tokens = training.batch_size * min(training.max_length, 128)
-    per_token = architecture.num_hidden_layers * (16 * architecture.hidden_size + 4 * architecture.intermediate_size)
-    return tokens * (per_token + architecture.vocab_size) * 4 + _learning_bytes(training, architecture)
+    layer = 16 * architecture.hidden_size + 4 * architecture.intermediate_size
+    per_token = _kept_per_token(training, architecture, layer=4.0 * layer, size=4)
+    return tokens * (per_token + architecture.vocab_size * 4) + _learning_bytes(training, architecture)
+
+
+def _kept_per_token(training: Training, architecture: Architecture, *, layer: float, size: int) -> float:
+    """Bytes that all layers keep of a token for the backward pass, where one keeps `layer`.
+
+    Computed again, each keeps its input alone, and one at a time all else.
+    """
+    if not training.gradient_checkpointing:
+        return architecture.num_hidden_layers * layer
+    return architecture.num_hidden_layers * size * architecture.hidden_size + layer
 
 
 def _learning_bytes(training: Training, architecture: Architecture) -> float:
-    """What learns with its gradient and two moments in float32: 16 bytes each.
+    """What learns with its gradient and two moments in float32: 16 bytes each; with moments of eight bits 10.
 
-    Where all weights learn also the second lane's gradient, and the weights as they were: at most 4 bytes each.
+    Where all weights learn also the second lane's gradient, and the weights as they were: at most 4 bytes each. Moments
+    of eight bits lie in pages, and may be in main memory when a card is full: that is not counted on.
     """
+    each = 16.0 - (0.0 if training.optimizer == "adamw" else 8.0 - EIGHT_BIT_MOMENTS)
     if training.lora_rank is None:
-        return 24.0 * n_parameters(architecture)
-    return 16.0 * lora_parameters(architecture, training.lora_rank)
+        return (each + 8.0) * n_parameters(architecture)
+    return each * lora_parameters(architecture, training.lora_rank)
 
 
 def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, room: int | None) -> float:
@@ -120,7 +136,8 @@ def _gpu_training(training: Training, architecture: Architecture, size: int) -> 
     hidden, inner = architecture.hidden_size, architecture.intermediate_size
     query = linears(architecture).attention_width
     inputs = 20 * hidden + 4 * query + 4 * inner if size < 4 else 8 * hidden + 4 * inner
-    per_token = architecture.num_hidden_layers * (8 * hidden + inputs + size * (4 * query + 3 * inner))
+    layer = 8 * hidden + inputs + size * (4 * query + 3 * inner)
+    per_token = _kept_per_token(training, architecture, layer=float(layer), size=size)
     length, answer = mean_row(training)
     tokens = min(training.batch_size * length, max(PACKED_TOKENS, length))
     labels = tokens * answer / length
