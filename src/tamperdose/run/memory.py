@@ -1,12 +1,13 @@
 """How much memory a study will take at its peak: weights and the largest of decoding and training, term by term."""
 
 import os
+from dataclasses import replace
 
 from tamperdose.models.flops import about_tokens, linears, lora_parameters, n_parameters
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.room import DTYPE_BYTES
 from tamperdose.run.trainings import Training, mean_row, trainings
-from tamperdose.study import Architecture, ModelEngine
+from tamperdose.study import Architecture, ModelEngine, VllmEngine
 
 LIBRARIES_BYTES = 900e6
 """Resident memory of Python, torch and transformers with the sentence encoder, about."""
@@ -16,6 +17,11 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 EIGHT_BIT_MOMENTS = 2 + 2 * 4 / 256
 """Bytes of a weight's two moments in eight bits, each block of 256 with its scale in float32."""
+
+SERVED_ROWS = 16
+"""Answers that vLLM must have room for at once to be worth its start."""
+SERVING_BYTES = 3e9
+"""What vLLM takes of a card beside weights and cache: the context, CUDA graphs, activations. Assumed, not measured."""
 
 DRAWING_BYTES = 40.0
 """Bytes per row and token of the vocabulary while tokens are drawn: probabilities, their order and sums."""
@@ -35,7 +41,44 @@ def memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture, *, ro
     # A packed matrix is unpacked for each product.
     unpacked = architecture.hidden_size * architecture.intermediate_size * size if model.spec.quantization else 0
     trained = [_gpu_training(training, architecture, size) for training in trainings(plan, model)]
-    return weights + unpacked + max(_gpu_decoding(plan, model, architecture, room), *trained, 0.0)
+    engine = plan.study.engine
+    if not isinstance(engine, VllmEngine):
+        return weights + unpacked + max(_gpu_decoding(plan, model, architecture, room), *trained, 0.0)
+    # There transformers decodes for the comparison alone, with an adapter merged.
+    compared = _gpu_decoding(_comparing(plan, engine), model, architecture, room)
+    room = device_bytes(model.device) if room is None else room
+    return _beside(
+        engine, weights + unpacked + max(compared, *trained, 0.0), served_bytes(plan, model, architecture), room
+    )
+
+
+def _beside(engine: VllmEngine, transformers: float, least: float, room: int | None) -> float:
+    """Memory of the first card with transformers' model and the engine on it, at once or in turn.
+
+    The engine takes its share whatever it needs; where the share does not hold what it needs, a card that is larger by
+    as much would do.
+    """
+    share = least if room is None else max(least, engine.gpu_memory_utilization * room)
+    at_once = transformers + share if engine.keep_both else max(transformers, share)
+    return max(at_once, least / engine.gpu_memory_utilization)
+
+
+def served_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
+    """What the engine `vllm` needs of each card, at least: its part of weights and cache, and what it works with."""
+    engine, size = plan.study.engine, DTYPE_BYTES[model.dtype]
+    if not isinstance(engine, VllmEngine):
+        return 0.0
+    cards = engine.tensor_parallel_size
+    heads = max(1.0, architecture.num_key_value_heads / cards)
+    rows = min(SERVED_ROWS, max(len(part) for part in plan.data.prompts.values()))
+    cache = 2.0 * rows * _columns(plan) * architecture.num_hidden_layers * heads * architecture.head_dim * size
+    return weight_bytes(model, architecture, size) / cards + cache + SERVING_BYTES
+
+
+def _comparing(plan: Plan, engine: VllmEngine) -> Plan:
+    limits = engine.equivalence
+    decoding = plan.study.decoding.model_copy(update={"max_new_tokens": limits.n_tokens, "do_sample": False})
+    return replace(plan, study=plan.study.model_copy(update={"decoding": decoding, "rd_floor": False}))
 
 
 def weight_bytes(model: ModelPlan, architecture: Architecture, size: int) -> float:
