@@ -192,7 +192,7 @@ def test_prompts_are_held_against_the_context_and_forged_turns_as_with_transform
 
 def test_an_engine_is_started_without_foreign_code_pickles_or_a_models_own_sampling(tmp_path: Path) -> None:
     engine = VllmEngine(tensor_parallel_size=4, gpu_memory_utilization=0.6, max_model_len=2048)
-    options = engine_options(Weights("org/model", "abc", "bfloat16", None), engine, max_lora_rank=16)
+    options = engine_options(Weights("org/model", "abc", "bfloat16", None, 4), engine, max_lora_rank=16)
     assert options["trust_remote_code"] is False
     assert options["load_format"] == "safetensors"
     assert options["generation_config"] == "vllm"

@@ -191,6 +191,12 @@ def test_keys_name_the_engine_its_version_and_what_changes_its_answers(
         assert keys(free) == before
     for counts in ("engine.tensor_parallel_size=2", "engine.enforce_eager=true", "engine.batch_invariant=true"):
         assert not set(keys(counts)) & set(before)
+    # A model may say its own; that counts with this engine alone.
+    assert not set(keys("models.0.tensor_parallel_size=2")) & set(before)
+    here, there = (
+        plan_of(path, "engine={kind: hf, device: cpu}", *more) for more in ((), ("models.0.tensor_parallel_size=2",))
+    )
+    assert here.models[0].key == there.models[0].key
     # A limit changes what is compared, and no answer.
     assert keys("engine.equivalence.mean_logprob=0.05")[:2] == before[:2]
     assert keys("engine.equivalence.mean_logprob=0.05")[2] != before[2]
@@ -241,3 +247,59 @@ def test_answers_of_an_engine_that_was_not_compared_are_withheld(
         audit = audit_run(run)
         for claim in (Claim.RRR, Claim.LOSS, Claim.RD, Claim.OVER_REFUSAL):
             assert "engine" in withheld(audit, claim, arm=next(iter(arm)), dose=1)
+
+
+def _packed_plan(folder: Path, model: Path, **more: Any) -> Any:
+    models = [{"id": str(model), "name": "tiny", "dtype": "bfloat16", "quantization": "nf4", **more}]
+    return plan_of(served_study(folder, model, models=models, engine={"kind": "vllm"}))
+
+
+def test_4bit_weights_are_served_as_they_were_trained_on(tmp_path: Path, model: Path) -> None:
+    from tamperdose.errors import ModelError
+    from tamperdose.models.vllm_engine import engine_options
+    from tamperdose.run.backends import open_backend
+    from tamperdose.run.plan import engine_identity
+    from tamperdose.run.served import VllmBackend
+
+    plan = _packed_plan(tmp_path, model, tensor_parallel_size=2)
+    backend = open_backend(plan.study, plan.models[0])
+    assert isinstance(backend, VllmBackend)
+    options = engine_options(backend._base_weights(), backend.vllm, max_lora_rank=8)
+    assert (options["quantization"], options["tensor_parallel_size"]) == ("bitsandbytes", 2)
+    # No adapter can be merged into them: where requests fail, nothing is left to try.
+    assert list(backend._ways()) == ["requests"]
+    with pytest.raises(ModelError, match="cannot be merged into 4-bit"):
+        backend._write_merged(None, tmp_path)
+    assert "vllm-bnb-plugin" in engine_identity(plan.study)["packages"]
+
+
+def test_what_trains_and_what_answers_is_one_loaded_4bit_model(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With transformers an adapter is never served on other weights than those it was trained on."""
+    from tamperdose.models import load
+    from tamperdose.run import backends
+    from tiny import load_tiny
+
+    plan = _packed_plan(tmp_path, model)
+    loads: list[Any] = []
+
+    def load_once(spec: Any, *_: Any, **__: Any) -> Any:
+        loads.append(spec.quantization)
+        return load_tiny(model)
+
+    monkeypatch.setattr(load, "load_model", load_once)
+    backend = backends.HfBackend(plan.study.engine, plan.models[0])
+    arm = plan.models[0].arms[0]
+    checkpoints = list(backend.attack(arm, plan.data, folder=tmp_path / "attack", on_step=lambda *_: None))
+    for checkpoint in (None, *checkpoints):
+        with backend.generator(checkpoint) as generator:
+            assert generator.chat is backend.chat  # type: ignore[attr-defined]
+    assert loads == ["nf4"]
+
+
+def test_packed_and_whole_bases_share_no_answer(tmp_path: Path, model: Path) -> None:
+    packed = _packed_plan(tmp_path / "a", model).models[0]
+    whole = plan_of(tmp_path / "a" / "study.yaml", "models.0.quantization=null").models[0]
+    assert packed.key != whole.key
+    assert packed.arms[0].key != whole.arms[0].key

@@ -45,6 +45,8 @@ class Weights:
     """The dtype it computes in."""
     quantization: str | None
     """`nf4`, or None."""
+    n_cards: int = 1
+    """Cards over which they are split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def engine_options(weights: Weights, engine: VllmEngine, *, max_lora_rank: int |
         "tokenizer_revision": weights.revision,
         "trust_remote_code": False,
         "dtype": weights.dtype,
-        "tensor_parallel_size": engine.tensor_parallel_size,
+        "tensor_parallel_size": weights.n_cards,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "enforce_eager": engine.enforce_eager,
         "enable_prefix_caching": True,

@@ -11,6 +11,7 @@ from tamperdose.run.estimate import estimate_costs
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.plan import Plan
 from tamperdose.run.units import make_units
+from tamperdose.study import VllmEngine
 
 CPU, GPU, MEMORY = "CPU", "GPU", "memory"
 """Names of what a machine has, as Ray names them; memory in bytes."""
@@ -66,10 +67,18 @@ def declare(plan: Plan, ledger: Ledger) -> Declared:
     largest = max(estimates, default=0.0)
     gpus = 0.0
     if on_gpu:
-        gpus = _share(largest, stated.gpu_memory_gb) if stated.gpus == "auto" else stated.gpus
+        gpus = _cards(plan, largest) if stated.gpus == "auto" else stated.gpus
     automatic = 0.0 if on_gpu else largest
     memory = automatic if stated.memory_gb == "auto" else 1e9 * stated.memory_gb
     return Declared(stated.cpus, gpus, int(memory))
+
+
+def _cards(plan: Plan, largest: float) -> float:
+    """The share of a card that the estimate is; with an engine that takes its share of each, whole ones."""
+    engine = plan.study.engine
+    if isinstance(engine, VllmEngine):
+        return float(max(engine.cards(model.spec) for model in plan.models))
+    return _share(largest, plan.study.resources.gpu_memory_gb)
 
 
 def _share(estimate: float, gpu_memory_gb: float | None) -> float:

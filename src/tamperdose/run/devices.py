@@ -152,7 +152,7 @@ def _answering_s(plan: Plan, model: ModelPlan, architecture: Architecture, card:
     floor = max(weights / card.bytes_per_s, operations / card.flops)
     engine, launch = plan.study.engine, LAUNCHES_S["token"] * architecture.num_hidden_layers
     if isinstance(engine, VllmEngine):
-        step = max(SERVED_TIMES * floor / engine.tensor_parallel_size, SERVED_LAUNCHES * launch)
+        step = max(SERVED_TIMES * floor / engine.cards(model.spec), SERVED_LAUNCHES * launch)
     else:
         step = max(floor * DECODING_TIMES[model.spec.quantization], launch)
     n_steps = max(1, round(ANSWER_SHARE * plan.study.decoding.max_new_tokens))
@@ -196,8 +196,8 @@ def _settings(plan: Plan, model: ModelPlan) -> list[list[tuple[str, Change]]]:
     if training is not None and not training.gradient_checkpointing:
         groups.append([_attack_setting("gradient_checkpointing", True)])
     if isinstance(engine, VllmEngine):
-        wider = [n for n in CARDS_TOGETHER if n > engine.tensor_parallel_size]
-        groups += [[_engine_setting(tensor_parallel_size=n) for n in wider]] if wider else []
+        wider = [n for n in CARDS_TOGETHER if n > engine.cards(model.spec)]
+        groups += [[_model_setting("tensor_parallel_size", n) for n in wider]] if wider else []
         if engine.keep_both:
             groups.append([_engine_setting(keep_both=False, gpu_memory_utilization=0.9)])
     else:
@@ -206,7 +206,7 @@ def _settings(plan: Plan, model: ModelPlan) -> list[list[tuple[str, Change]]]:
         groups.append([_attack_setting("optimizer", "paged_adamw_8bit")])
     # 4-bit weights cannot learn.
     if model.spec.quantization is None and not learns_all(arm):
-        groups.append([("quantization: nf4", _pack)])
+        groups.append([_model_setting("quantization", "nf4")])
     return groups
 
 
@@ -227,5 +227,8 @@ def _engine_setting(**values: Any) -> tuple[str, Change]:
     return ", ".join(f"engine.{name}: {str(value).lower()}" for name, value in values.items()), change
 
 
-def _pack(plan: Plan, model: ModelPlan) -> tuple[Plan, ModelPlan]:
-    return plan, replace(model, spec=model.spec.model_copy(update={"quantization": "nf4"}))
+def _model_setting(name: str, value: Any) -> tuple[str, Change]:
+    def change(plan: Plan, model: ModelPlan) -> tuple[Plan, ModelPlan]:
+        return plan, replace(model, spec=model.spec.model_copy(update={name: value}))
+
+    return f"{name}: {value}", change

@@ -68,7 +68,7 @@ def served_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> fl
     engine, size = plan.study.engine, DTYPE_BYTES[model.dtype]
     if not isinstance(engine, VllmEngine):
         return 0.0
-    cards = engine.tensor_parallel_size
+    cards = engine.cards(model.spec)
     heads = max(1.0, architecture.num_key_value_heads / cards)
     rows = min(SERVED_ROWS, max(len(part) for part in plan.data.prompts.values()))
     cache = 2.0 * rows * _columns(plan) * architecture.num_hidden_layers * heads * architecture.head_dim * size

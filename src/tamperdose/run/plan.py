@@ -355,6 +355,7 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
         "dtype": dtype,
         "batch_size": _batch_size_that_matters(study, dtype),
         "quantization": spec.quantization,
+        **_split(study, spec),
         "defence": None if spec.defence is None else spec.defence.identity(),
         "defence_data": []
         if spec.defence is None
@@ -435,6 +436,12 @@ def engine_identity(study: Study) -> dict[str, Any]:
         # Another padding of adapters may be another order of additions.
         return {**engine.identity(), "packages": versions, "max_lora_rank": served_rank(study)}
     return {"kind": "hf"} if isinstance(engine, ModelEngine) else engine.model_dump(mode="json")
+
+
+def _split(study: Study, spec: ModelSpec) -> dict[str, int]:
+    """The cards that a model says it is split over: sums in another order. The engine has its own in its identity."""
+    stated = spec.tensor_parallel_size
+    return {} if stated is None or not isinstance(study.engine, VllmEngine) else {"tensor_parallel_size": stated}
 
 
 def served_rank(study: Study) -> int:

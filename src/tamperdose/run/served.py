@@ -124,6 +124,10 @@ class VllmBackend(HfBackend):
             return (self.vllm.adapters,)
         return (REQUESTS,) if self.plan.spec.quantization is not None else (REQUESTS, MERGED)
 
+    @property
+    def _n_cards(self) -> int:
+        return self.vllm.cards(self.plan.spec)
+
     def _probe_rank(self) -> int:
         ranks = [arm.attack.training.lora_rank for arm in self.plan.arms if arm.attack.training is not None]
         return max((rank for rank in ranks if rank is not None), default=8)
@@ -132,7 +136,7 @@ class VllmBackend(HfBackend):
         return {
             "engine_version": package_version("vllm"),
             "adapters": self._adapters,
-            "tensor_parallel_size": self.vllm.tensor_parallel_size,
+            "tensor_parallel_size": self._n_cards,
         }
 
     def _reader(self, how: str) -> Any:
@@ -176,10 +180,10 @@ class VllmBackend(HfBackend):
         if source is None:
             raise ModelError(f"{spec.id}: no weights were found")
         revision = source.identity.get("commit", spec.loaded.revision) if source.kind == "hub" else None
-        return Weights(str(local_files(source)), revision, self.plan.dtype, spec.quantization)
+        return Weights(str(local_files(source)), revision, self.plan.dtype, spec.quantization, self._n_cards)
 
     def _merged_weights(self, folder: Path) -> Weights:
-        return Weights(str(folder), None, self.plan.dtype, None)
+        return Weights(str(folder), None, self.plan.dtype, None, self._n_cards)
 
     def _write_merged(self, checkpoint: Checkpoint | None, folder: Path) -> None:
         """Write the weights as transformers has them in a state."""

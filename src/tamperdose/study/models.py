@@ -41,6 +41,8 @@ class ModelSpec(Frozen):
     """`auto`: bfloat16 where the device multiplies it natively, else float32."""
     quantization: Literal["nf4"] | None = None
     """4-bit NormalFloat weights (Dettmers et al. 2023); needs a CUDA device and the `gpu` extra."""
+    tensor_parallel_size: Annotated[PositiveInt, Field(le=64)] | None = None
+    """Cards over which the engine `vllm` splits this model, in place of the engine's own number."""
     architecture: Architecture | None = None
     pretraining_tokens: PositiveFloat | None = None
     """Tokens it was pretrained on, where known: the attack's cost is then also told as a share of that training's."""
@@ -174,7 +176,7 @@ class VllmEngine(ModelEngine):
 
     kind: Literal["vllm"] = "vllm"
     tensor_parallel_size: Annotated[PositiveInt, Field(le=64)] = 1
-    """Cards over which each layer of the engine's model is split."""
+    """Cards over which each layer of a model is split, unless the model says its own."""
     gpu_memory_utilization: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, lt=1)] = 0.45
     """Share of each card's memory that the engine takes, for weights and cache; transformers needs the rest."""
     keep_both: Flag = True
@@ -191,6 +193,10 @@ class VllmEngine(ModelEngine):
     """`requests`: one engine, an adapter with each request. `merged`: weights with the adapter added, written to a
     scratch folder, and an engine of their own for each state. `auto`: merged where the comparison of requests fails."""
     equivalence: Equivalence = Equivalence()
+
+    def cards(self, model: ModelSpec) -> int:
+        """Cards over which a model is split."""
+        return self.tensor_parallel_size if model.tensor_parallel_size is None else model.tensor_parallel_size
 
     def identity(self) -> dict[str, Any]:
         """What its answers depend on, versions aside."""
