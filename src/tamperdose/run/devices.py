@@ -34,6 +34,8 @@ SERVED_TIMES, SERVED_LAUNCHES = 2.0, 0.1
 """Times its floor that a token takes which vLLM decodes, and the share of launches that CUDA graphs leave. Assumed."""
 CARDS_TOGETHER = (2, 4, 8)
 """Cards over which an engine is split that are tried."""
+SMALLER_SHARES = (0.4, 0.35, 0.3)
+"""Shares of a card for an engine beside transformers that are tried."""
 USABLE = 0.95
 """Share of a card's memory that may be planned with."""
 SMALLER_BATCHES = (128, 64, 32, 16, 8)
@@ -81,7 +83,7 @@ class OnCard:
     seconds: float
     """Training, answers at its doses, and its controls; searches, utility and states inside left out."""
     usd: float
-    """Of that time."""
+    """Of that time, on as many cards as the engine splits the model over."""
     remedy: str
     """The settings with which it would fit; empty where it does, `none` where none here would do."""
 
@@ -124,7 +126,9 @@ def _on_card(plan: Plan, ledger: Ledger, model: ModelPlan, architecture: Archite
     stated = plan.study.price_per_device_hour
     price = card.usd_per_hour if stated is None else stated
     remedy = "" if fits else _remedy(plan, model, architecture, card)
-    usd = price * seconds / SECONDS_PER_HOUR
+    engine = plan.study.engine
+    n_cards = engine.cards(model.spec) if isinstance(engine, VllmEngine) else 1
+    usd = n_cards * price * seconds / SECONDS_PER_HOUR
     return OnCard(arm.id, model.spec.label, name, memory, fits, seconds, usd, remedy)
 
 
@@ -199,6 +203,9 @@ def _settings(plan: Plan, model: ModelPlan) -> list[list[tuple[str, Change]]]:
         wider = [n for n in CARDS_TOGETHER if n > engine.cards(model.spec)]
         groups += [[_model_setting("tensor_parallel_size", n) for n in wider]] if wider else []
         if engine.keep_both:
+            less = [share for share in SMALLER_SHARES if share < engine.gpu_memory_utilization]
+            groups += [[_engine_setting(gpu_memory_utilization=share) for share in less]] if less else []
+            # Last, for its share is to stand.
             groups.append([_engine_setting(keep_both=False, gpu_memory_utilization=0.9)])
     else:
         groups.append([_engine_setting(batch_size=n) for n in SMALLER_BATCHES])
