@@ -432,15 +432,14 @@ def bench_served(folder: Path, machine: Machine, kind: str) -> dict[str, Any]:
         if not record["passed"]:
             return results
         backend.use_adapters(record["adapters"])
-        prompts, taken = plan.data.prompts[Subset.HARMFUL], []
+        prompts = plan.data.prompts[Subset.HARMFUL]
         with backend.generator(Checkpoint(NO_DOSE, str(weights))) as generator:
-            for _ in range(3):
-                seconds, answers = timed(partial(answer, generator, plan, prompts))
-                taken.append(seconds)
+            runs = [timed(partial(answer, generator, plan, prompts)) for _ in range(3)]
             # The engine is a process of its own, of which torch here knows nothing.
             free, total = torch.cuda.mem_get_info() if machine.device == "cuda" else (0, 0)
             used = total - free
-        seconds, n_tokens = statistics.median(taken), sum(each.n_tokens for each in answers)
+        taken = [seconds for seconds, _ in runs]
+        seconds, n_tokens = statistics.median(taken), sum(each.n_tokens for each in runs[-1][1])
         say(f"  decoding by vllm: {n_tokens / seconds:.0f} tokens/s, {len(prompts)} prompts in {seconds:.2f} s")
         say(f"  taken of the card with both loaded: {used / 1e9:.1f} GB, planned {_planned(plan) / 1e9:.1f} GB")
         return results | {"generated_s": taken, "tokens": n_tokens, "card_bytes": used, "planned_bytes": _planned(plan)}

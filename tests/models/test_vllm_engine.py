@@ -176,6 +176,19 @@ def test_what_the_engine_leaves_out_or_breaks_off_is_an_error(
     assert fake.stopped == 1
 
 
+def test_an_adapter_that_is_not_taken_is_told(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tiny import load_tiny
+
+    fake_vllm.install(monkeypatch)
+    large = adapter(load_tiny(llama_folder), tmp_path / "a.safetensors", rank=12)
+    request = lora_request(write_peft([(large, 1.0)], tmp_path / "peft"))
+    refused = pytest.raises(ModelError, match=r"greater than max_lora_rank(?s:.)*adapters: merged")
+    with running(weights_of(llama_folder), VllmEngine(), max_lora_rank=8) as llm, refused:
+        answers(served(llama_folder, llm, request), make_prompts(2))
+
+
 def test_prompts_are_held_against_the_context_and_forged_turns_as_with_transformers(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -281,10 +281,19 @@ def ask(served: Served, rows: Sequence[Sequence[int]], params: Sequence[Any]) ->
     """One output for each row of tokens, in their order.
 
     Raises:
-        ModelError: There are more or fewer, or one is of another row, or unfinished.
+        ModelError: There are more or fewer, or one is of another row, or unfinished; or the engine fails.
     """
     prompts = [{"prompt_token_ids": list(row)} for row in rows]
-    outputs = list(served.llm.generate(prompts, list(params), use_tqdm=False, lora_request=served.lora))
+    try:
+        outputs = list(served.llm.generate(prompts, list(params), use_tqdm=False, lora_request=served.lora))
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            explain(
+                "vLLM failed while it answered",
+                got=f"{type(error).__name__}: {str(error).strip()[:400]}",
+                remedy="look into its log; where it does not take an adapter, engine.adapters: merged",
+            )
+        ) from error
     wrong = [
         place
         for place, (row, output) in enumerate(zip(rows, outputs, strict=False))

@@ -146,10 +146,10 @@ class Equivalence(Frozen):
     top1: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, lt=1)] = 0.90
     """The share of prompts whose first token is the same must surely be larger: by the low end of its interval.
 
-    In bfloat16 the two differ in one to three of a hundred, where two tokens are nearly tied."""
+    Where two tokens are nearly tied in bfloat16, rounding may choose another."""
     mean_logprob: PositiveFloat = 0.1
     """Largest mean difference of a token's log-probability, nats. bfloat16 writes logits between 16 and 32 in steps of
-    0.125, which makes 0.03 to 0.05 of it."""
+    0.125, which should make a few hundredths of it."""
     max_logprob: PositiveFloat = 2.0
     """Largest difference of any token's, nats: a factor of seven in its odds."""
     effect: PositiveFloat = 0.5
