@@ -77,8 +77,9 @@ def print_cards(lines: Sequence[Mapping[str, Any]]) -> None:
     console = _console()
     console.print(table)
     console.print(
-        "On these cards: training, answers and controls, by one card each or as many as a model is split over, right "
-        "to a factor of two or so; cards' data sheets, and prices assumed unless the study states price_per_device_hour.",
+        "On these cards: training, answers and controls, by one card each or as many as a model is split over, "
+        "right to a factor of two or so; cards' data sheets, and prices assumed unless the study states "
+        "price_per_device_hour.",
         soft_wrap=True,
     )
 
