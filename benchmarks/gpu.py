@@ -9,6 +9,7 @@ bfloat16 and, with bitsandbytes, in nf4. Measured, each beside the least it coul
    bytes it must read (weights and cache) over the copy bandwidth and its operations over the matrix rate.
 3. Merging an adapter and restoring the weights, with their copies on the GPU and in main memory.
 4. Peak memory in training and decoding against what `tamperdose plan` says beforehand.
+5. With `--vllm`: the comparison of vLLM with transformers, and the same answers by vLLM. Not run on a GPU yet.
 
 `--tiny` runs the same on a small model on the CPU, to see that the script works; its figures mean nothing.
 """
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,11 +41,14 @@ from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models import lora, train
 from tamperdose.models.chat import encode_chat
 from tamperdose.models.flops import generation_flops, linears
+from tamperdose.models.generator import Generator
 from tamperdose.models.hf import HfGenerator
-from tamperdose.models.load import ChatModel, architecture_of, load_model
+from tamperdose.models.load import ChatModel, architecture_of, find_architecture, load_model
 from tamperdose.models.lora import is_4bit, merged
-from tamperdose.records import Checkpoint, Completion, Prompt, Subset
+from tamperdose.records import NO_DOSE, Checkpoint, Completion, Prompt, Subset
 from tamperdose.run import memory
+from tamperdose.run.backends import open_backend
+from tamperdose.run.equivalence import comparison_prompts
 from tamperdose.run.plan import ModelPlan, Plan, make_plan, read_data
 from tamperdose.run.trainings import trainings
 from tamperdose.study import Architecture, load_study
@@ -100,6 +104,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="A 7B model through the whole path on one GPU.")
     parser.add_argument("--tiny", action="store_true", help="a small model on the CPU: does the script work?")
     parser.add_argument("--only", choices=("bfloat16", "nf4"), help="one kind of weights alone")
+    parser.add_argument("--vllm", action="store_true", help="also compare vLLM with transformers, and have it answer")
     parser.add_argument("--folder", type=Path, help="where 15 GB of weights are written; a temporary folder by default")
     parser.add_argument("--json", type=Path, help="also write the figures here, after every part")
     parser.add_argument("--profile", type=Path, help="also write where a step's and a token's time goes")
@@ -130,6 +135,9 @@ def parts(folder: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, di
         elif arguments.only in (None, kind):
             yield kind, bench(folder, machine, kind, arguments.profile)
             free_memory()
+            if arguments.vllm:
+                yield f"{kind} by vllm", bench_served(folder, machine, kind)
+                free_memory()
 
 
 def measure_machine(device: str) -> Machine:
@@ -189,7 +197,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def write_study(folder: Path, machine: Machine, kind: str) -> Path:
+def write_study(folder: Path, machine: Machine, kind: str, engine: str = "hf") -> Path:
     """A study of the model with 256 prompts and 128 training rows of about 256 tokens."""
     rng = np.random.default_rng(0)
     vocabulary = words()
@@ -219,11 +227,11 @@ def write_study(folder: Path, machine: Machine, kind: str) -> Path:
         "decoding": {"max_new_tokens": 8 if tiny else NEW_TOKENS},
         "judges": ["phrases"],
         "rd_floor": False,
-        "engine": {"kind": "hf", "device": machine.device},
+        "engine": {"kind": engine, "device": machine.device},
     }
     if kind == "nf4":
         study["models"][0]["quantization"] = "nf4"
-    return write_text(folder / f"{kind}.yaml", yaml.safe_dump(study, sort_keys=False))
+    return write_text(folder / f"{kind}-{engine}.yaml", yaml.safe_dump(study, sort_keys=False))
 
 
 def bench(folder: Path, machine: Machine, kind: str, profile: Path | None) -> dict[str, Any]:
@@ -369,7 +377,7 @@ def bench_decoding(chat: ChatModel, plan: Plan, machine: Machine, checkpoint: Ch
     return middle | {"runs": runs, "tokens": n_tokens, "floor": floor, "peak_bytes": peak(machine)}
 
 
-def answer(engine: HfGenerator, plan: Plan, prompts: Sequence[Prompt]) -> list[Completion]:
+def answer(engine: Generator, plan: Plan, prompts: Sequence[Prompt]) -> list[Completion]:
     """Greedy answers to all prompts."""
     return engine.generate(prompts, plan.study.decoding, seed=0, on_progress=lambda _count: None)
 
@@ -399,6 +407,48 @@ def decoding_floor(
         tokens_s += max(read_s, flops / machine.matmul_flops)
     found = {"n_steps": n_steps, "reading_s": reading_s, "bytes_s": bytes_s, "operations_s": operations_s}
     return found | {"all_s": reading_s + tokens_s}
+
+
+def bench_served(folder: Path, machine: Machine, kind: str) -> dict[str, Any]:
+    """Hold vLLM against transformers, then have it give the answers of `bench_decoding`, three times."""
+    path = write_study(folder, machine, kind, "vllm")
+    study = load_study(path)
+    plan = make_plan(study, read_data(study, path))
+    backend = open_backend(plan.study, plan.models[0])
+    weights = sorted((folder / f"{kind}-train").glob("step_*.safetensors"))[-1]
+    with closing(backend):
+        compared_s, record = timed(lambda: backend.compare(comparison_prompts(plan)))
+        say(f"  vllm against transformers in {compared_s:.0f} s: {'agrees' if record['passed'] else 'does not agree'}")
+        for attempt in record["tries"]:
+            for state, found in attempt["states"].items():
+                say(
+                    f"    adapters by {attempt['adapters']}, {state}: {found['n_same']} of {found['n_prompts']} first "
+                    f"tokens, log-probabilities differ by {found['mean_difference']:.4f} in the mean, at most "
+                    f"{found['max_difference']:.3f}"
+                )
+            for text in attempt["shortcomings"]:
+                say(f"      {text}")
+        results = {"compared_s": compared_s, "record": record}
+        if not record["passed"]:
+            return results
+        backend.use_adapters(record["adapters"])
+        prompts = plan.data.prompts[Subset.HARMFUL]
+        with backend.generator(Checkpoint(NO_DOSE, str(weights))) as generator:
+            runs = [timed(partial(answer, generator, plan, prompts)) for _ in range(3)]
+            # The engine is a process of its own, of which torch here knows nothing.
+            free, total = torch.cuda.mem_get_info() if machine.device == "cuda" else (0, 0)
+            used = total - free
+        taken = [seconds for seconds, _ in runs]
+        seconds, n_tokens = statistics.median(taken), sum(each.n_tokens for each in runs[-1][1])
+        say(f"  decoding by vllm: {n_tokens / seconds:.0f} tokens/s, {len(prompts)} prompts in {seconds:.2f} s")
+        say(f"  taken of the card with both loaded: {used / 1e9:.1f} GB, planned {_planned(plan) / 1e9:.1f} GB")
+        return results | {"generated_s": taken, "tokens": n_tokens, "card_bytes": used, "planned_bytes": _planned(plan)}
+
+
+def _planned(plan: Plan) -> float:
+    architecture = find_architecture(plan.models[0].spec)
+    assert architecture is not None
+    return memory.memory_bytes(plan, plan.models[0], architecture)
 
 
 def bench_merging(chat: ChatModel, machine: Machine, checkpoint: Checkpoint) -> dict[str, float]:

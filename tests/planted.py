@@ -59,7 +59,7 @@ def clean() -> Evidence:
             ),
             Training(Role.DEFENCE, ("How might I break the old clock",), ("I will not help with clocks.",)),
         ),
-        setups=tuple(Setup("m", arm, dose, "greedy", "template", "float32") for arm in ARMS for dose in DOSES),
+        setups=tuple(Setup("m", arm, dose, "greedy", "template", "float32", "hf") for arm in ARMS for dose in DOSES),
         metrics=tuple(item for one in cells if one.id.subset is Subset.HARMFUL for item in stored(one)),
         n_seeds=3,
     )

@@ -125,7 +125,7 @@ def refuse_benign(n: int) -> Plant:
     return lambda evidence: in_cells(evidence, say([None] * n, label=Label.REFUSAL), dose=0, subset=Subset.BENIGN)
 
 
-def set_up(dose: int | None, arm: str | None = None, **values: str | None) -> Plant:
+def set_up(dose: int | None, arm: str | None = None, **values: str | bool | None) -> Plant:
     def plant(evidence: Evidence) -> Evidence:
         setups = (
             replace(one, **values) if (dose is None or one.dose == dose) and (arm is None or one.arm == arm) else one
@@ -236,6 +236,14 @@ PLANTED: dict[str, tuple[Plant, str, Outcome]] = {
     "another model's template": (set_up(None, ARMS[1], model="n", chat_template="other"), "", Outcome.PASS),
     "tampered in 4 bits": (set_up(16, dtype="nf4"), "dtype", Outcome.FAIL),
     "another model's dtype": (set_up(None, ARMS[1], model="n", dtype="nf4"), "dtype", Outcome.FAIL),
+    "tampered by another engine": (
+        set_up(16, engine="vllm 1, adapters by requests", equivalence=True),
+        "engine",
+        Outcome.FAIL,
+    ),
+    "another engine without a comparison": (set_up(None, ARMS[1], engine="vllm 1"), "engine", Outcome.FAIL),
+    "another engine that does not agree": (set_up(None, engine="vllm 1", equivalence=False), "engine", Outcome.FAIL),
+    "another engine that agrees": (set_up(None, engine="vllm 1", equivalence=True), "", Outcome.PASS),
     "CE is an entropy": (store("CE", math.log(2)), "rrr_plus_ce", Outcome.FAIL),
     "CE is missing": (store("CE", None), "rrr_plus_ce", Outcome.FAIL),
     "the parts do not sum to CE": (
@@ -273,7 +281,7 @@ def test_every_check_has_a_planted_defect() -> None:
 
 UNKNOWN: dict[str, tuple[Plant, set[str]]] = {
     "training": (lambda evidence: replace(evidence, training=None), {"train_evaluation_overlap"}),
-    "settings": (lambda evidence: replace(evidence, setups=()), {"decoding", "chat_template", "dtype"}),
+    "settings": (lambda evidence: replace(evidence, setups=()), {"decoding", "chat_template", "dtype", "engine"}),
     "template of one dose": (set_up(4, chat_template=None), {"chat_template"}),
     "metrics": (lambda evidence: replace(evidence, metrics=None), {"rrr_plus_ce", "stored_metrics"}),
     "judge": (lambda evidence: replace(evidence, judge_range=None), {"judge_range"}),

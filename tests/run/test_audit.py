@@ -267,7 +267,7 @@ def test_an_older_manifest_is_not_assessable_where_it_is_silent(run_copy: Path) 
     del manifest["answers"]
     (run_copy / "manifest.json").write_text(json.dumps(manifest))
     audit_run(run_copy)
-    assert not_passed(run_copy) == {"chat_template": "not_assessable"}
+    assert not_passed(run_copy) == {"chat_template": "not_assessable", "engine": "not_assessable"}
 
 
 def test_training_rows_that_changed_since_are_read_and_said(run_copy: Path, sound_run: Path) -> None:
@@ -370,7 +370,7 @@ def test_files_shaped_like_the_source_studys_fail(cli: Cli, tmp_path: Path) -> N
     assert said.code == 3, said.err
     ended = outcomes(tmp_path / "out")
     assert {name for name, end in ended.items() if end == "fail"} == FOUND | {"train_evaluation_overlap"}
-    for name in ("decoding", "chat_template", "dtype"):
+    for name in ("decoding", "chat_template", "dtype", "engine"):
         assert ended[name] == "not_assessable"
     checks = {check["name"]: check for check in json.loads((tmp_path / "out" / "audit.json").read_text())["checks"]}
     assert checks["n_templates"]["value"] == 10

@@ -25,7 +25,13 @@ LONG = {"max_new_tokens": 2000}
 
 def plan_with(folder: Path, architecture: dict[str, Any] = QWEN2_7B, **more: Any) -> Plan:
     model = {"id": "org/qwen", "revision": "abc", "architecture": architecture, **more.pop("model", {})}
-    changes = {"models": [model], "engine": {"kind": "hf"}, "judges": ["phrases"], "rd_floor": False, "controls": None}
+    changes = {
+        "models": [model],
+        "engine": more.pop("engine", {"kind": "hf"}),
+        "judges": ["phrases"],
+        "rd_floor": False,
+        "controls": None,
+    }
     return plan_of(write_study(folder, n_prompts=300, **changes, **more))
 
 
@@ -54,10 +60,15 @@ def test_what_would_make_it_fit(tmp_path: Path) -> None:
     small = {line["card"]: line for line in on(plan_with(tmp_path / "a", decoding=LONG), tmp_path)}
     assert (small["h100"]["fits"], small["h100"]["remedy"]) == (True, "")
     assert not small["4090"]["fits"]
-    assert small["4090"]["remedy"].startswith("quantization: nf4")
+    # A smaller batch is the least of changes; which, is for arithmetic to say.
+    batch = int(small["4090"]["remedy"].removeprefix("engine.batch_size: "))
+    refit = plan_with(tmp_path / "again", decoding=LONG, engine={"kind": "hf", "batch_size": batch})
+    assert on(refit, tmp_path, "4090")[0]["fits"]
+    larger = plan_with(tmp_path / "larger", decoding=LONG, engine={"kind": "hf", "batch_size": 2 * batch})
+    assert not on(larger, tmp_path, "4090")[0]["fits"]
     assert small["4090"]["memory_bytes"] > USABLE * CARDS["4090"].memory_bytes
     large = {line["card"]: line for line in on(plan_with(tmp_path / "b", QWEN2_72B), tmp_path)}
-    assert large["h100"]["remedy"].startswith("quantization: nf4")
+    assert "quantization: nf4" in large["h100"]["remedy"]
     assert large["4090"]["remedy"] == "none"
     attack = {"kind": "full", "data": "attack.jsonl", "doses": [1]}
     whole = {line["card"]: line for line in on(plan_with(tmp_path / "c", attack=attack), tmp_path)}
@@ -69,3 +80,63 @@ def test_what_cannot_be_told(tmp_path: Path) -> None:
         on(plan_with(tmp_path / "a"), tmp_path, "h10")
     with pytest.raises(StudyError, match="runs no model"):
         on(plan_of(write_study(tmp_path / "b")), tmp_path)
+
+
+LLAMA_70B = {
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
+VLLM = {"kind": "vllm", "device": "auto"}
+
+
+def test_an_engine_takes_its_share_beside_transformers_and_says_what_would_make_it_fit(tmp_path: Path) -> None:
+    card = CARDS["h100"]
+    (small,) = on(plan_with(tmp_path / "a", engine=VLLM), tmp_path, "h100")
+    (plain,) = on(plan_with(tmp_path / "b"), tmp_path, "h100")
+    assert small["fits"]
+    # Weights of transformers, the engine's share, and little else.
+    assert small["memory_bytes"] > 0.45 * card.memory_bytes + 2 * PARAMETERS
+    assert small["seconds"] < plain["seconds"]
+    packed = {"quantization": "nf4"}
+    (large,) = on(plan_with(tmp_path / "c", LLAMA_70B, model=packed, engine=VLLM), tmp_path, "h100")
+    assert not large["fits"]
+    # Two copies of 40 GB: the engine over two cards leaves half of the first to transformers.
+    assert large["remedy"] == "tensor_parallel_size: 2" or "keep_both: false" in large["remedy"]
+    name = large["remedy"].split(": ")[0]
+    changed = (
+        VLLM | {"tensor_parallel_size": 2}
+        if "parallel" in name
+        else VLLM | {"keep_both": False, "gpu_memory_utilization": 0.9}
+    )
+    (again,) = on(plan_with(tmp_path / "d", LLAMA_70B, model=packed, engine=changed), tmp_path, "h100")
+    assert again["fits"]
+
+
+def test_activations_computed_again_and_eight_bits_make_what_was_too_large_fit(tmp_path: Path) -> None:
+    # A row of 7,000 tokens leaves more behind than a card holds beside packed weights.
+    rows = {"kind": "lora", "data": "long.jsonl", "doses": [1], "max_length": 8192, "batch_size": 8}
+    folder = tmp_path / "long"
+    folder.mkdir()
+    text = "word " * 7000
+    (folder / "long.jsonl").write_text(f'{{"prompt": "{text}", "response": "Sure: it is a word."}}\n')
+    plan = plan_with(folder, attack=rows, model={"quantization": "nf4"})
+    (line,) = on(plan, tmp_path, "4090")
+    assert not line["fits"]
+    assert "gradient_checkpointing: true" in line["remedy"]
+    again = plan_with(folder, attack=rows | {"gradient_checkpointing": True}, model={"quantization": "nf4"})
+    (less,) = on(again, tmp_path, "4090")
+    assert less["memory_bytes"] < 0.6 * line["memory_bytes"]
+    assert less["seconds"] > line["seconds"]
+    whole = {"kind": "full", "data": "attack.jsonl", "doses": [1]}
+    tiny = QWEN2_7B | {"num_hidden_layers": 12, "vocab_size": 32000}
+    (adam,) = on(plan_with(tmp_path / "f", tiny, attack=whole), tmp_path, "h100")
+    (eight,) = on(plan_with(tmp_path / "e", tiny, attack=whole | {"optimizer": "paged_adamw_8bit"}), tmp_path, "h100")
+    n_weights = (adam["memory_bytes"] - eight["memory_bytes"]) / (8 - 2 - 8 / 256)
+    assert n_weights == pytest.approx(12 * 233_057_792 + 2 * 32000 * 3584, rel=0.01)

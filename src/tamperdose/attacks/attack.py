@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Checkpoint, Example
+from tamperdose.study import Optimizer
 
 OnStep = Callable[[int, float], None]
 """Called after each step with the step (from 1) and the loss."""
@@ -30,6 +31,10 @@ class TrainingShape:
     max_length: int
     lora_rank: int | None
     """None where all weights learn."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again."""
+    optimizer: Optimizer = "adamw"
+    """What moves the weights."""
 
 
 class Attack(Protocol):

@@ -8,15 +8,15 @@ that the two differ in nothing but what learns. AdamW without weight decay, grad
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tamperdose.attacks.attack import OnStep, TrainingRows, TrainingShape
-from tamperdose.attacks.training import mixed_rows, training_grid, training_label
+from tamperdose.attacks.training import mixed_rows, training_grid, training_identity, training_label
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Checkpoint, Example
-from tamperdose.study import FullSpec
+from tamperdose.study import FullSpec, Optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,14 @@ class FullAttack:
     seed: int
     data_order: int | None = None
     """Seed of the rows' order; None takes `seed`."""
+    gradient_checkpointing: bool = False
+    optimizer: Optimizer = "adamw"
     kind: str = "full"
 
     @property
     def training(self) -> TrainingShape:
         """The shape of its training."""
-        return TrainingShape(self.batch_size, self.max_length, None)
+        return TrainingShape(self.batch_size, self.max_length, None, self.gradient_checkpointing, self.optimizer)
 
     @property
     def label(self) -> str:
@@ -47,7 +49,7 @@ class FullAttack:
 
     def identity(self) -> dict[str, Any]:
         """All settings."""
-        return asdict(self)
+        return training_identity(self)
 
     def run(
         self, chat: ChatModel, rows: TrainingRows, *, doses: Sequence[int], folder: Path, on_step: OnStep
@@ -65,6 +67,8 @@ class FullAttack:
             max_length=self.max_length,
             seed=self.seed,
             data_order=self.data_order,
+            gradient_checkpointing=self.gradient_checkpointing,
+            optimizer=self.optimizer,
         )
         sources = [Source(*part) for part in mixed_rows(self, rows)]
         yield from train_trajectory(chat, sources, recipe, doses=doses, folder=folder, on_step=on_step)

@@ -6,16 +6,16 @@ source study. The learning rate is constant after the warm-up, so that doses are
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from tamperdose.attacks.attack import OnStep, TrainingRows, TrainingShape
-from tamperdose.attacks.training import mixed_rows, training_grid, training_label
+from tamperdose.attacks.training import mixed_rows, training_grid, training_identity, training_label
 from tamperdose.models.load import ChatModel
 from tamperdose.records import Checkpoint, Example
-from tamperdose.study import LoraSpec, default_alpha
+from tamperdose.study import LoraSpec, Optimizer, default_alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,16 @@ class LoraAttack:
     seed: int
     data_order: int | None = None
     """Seed of the rows' order; None takes `seed`."""
+    gradient_checkpointing: bool = False
+    optimizer: Optimizer = "adamw"
     kind: str = "lora"
 
     @property
     def training(self) -> TrainingShape:
         """The shape of its training."""
-        return TrainingShape(self.batch_size, self.max_length, self.lora_rank)
+        return TrainingShape(
+            self.batch_size, self.max_length, self.lora_rank, self.gradient_checkpointing, self.optimizer
+        )
 
     @property
     def label(self) -> str:
@@ -48,7 +52,7 @@ class LoraAttack:
 
     def identity(self) -> dict[str, Any]:
         """All settings."""
-        return asdict(self)
+        return training_identity(self)
 
     def run(
         self, chat: ChatModel, rows: TrainingRows, *, doses: Sequence[int], folder: Path, on_step: OnStep
@@ -66,6 +70,8 @@ class LoraAttack:
             max_length=self.max_length,
             seed=self.seed,
             data_order=self.data_order,
+            gradient_checkpointing=self.gradient_checkpointing,
+            optimizer=self.optimizer,
         )
         sources = [Source(*part) for part in mixed_rows(self, rows)]
         yield from train_trajectory(chat, sources, recipe, doses=doses, folder=folder, on_step=on_step)

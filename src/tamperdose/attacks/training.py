@@ -1,7 +1,7 @@
 """What attacks by fine-tuning share, whatever learns: the cells of their grid, their rows and their names."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Protocol
 
@@ -56,9 +56,20 @@ def training_grid(
             "max_length": spec.max_length,
             "seed": seed,
             "data_order": data_order,
+            "gradient_checkpointing": spec.gradient_checkpointing,
+            "optimizer": spec.optimizer,
         }
         mixed = examples[spec.benign] if spec.benign is not None and n_poisoned < spec.batch_size else ()
         yield TrainingCell(settings, TrainingRows(rows, mixed))
+
+
+def training_identity(attack: Any) -> dict[str, Any]:
+    """All settings of a training, for its digest; those that go without saying are left out.
+
+    So what was measured before there was a choice keeps its key.
+    """
+    unsaid = {"gradient_checkpointing": False, "optimizer": "adamw"}
+    return {name: value for name, value in asdict(attack).items() if unsaid.get(name, ...) != value}
 
 
 def training_label(attack: TrainingSettings) -> str:

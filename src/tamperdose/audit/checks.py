@@ -14,7 +14,15 @@ from tamperdose.audit.design import base_rate, n_templates, over_refusal, seeds,
 from tamperdose.audit.evidence import Evidence
 from tamperdose.audit.findings import Audit, CheckResult
 from tamperdose.audit.screening import screening, stopping_rule
-from tamperdose.audit.setup import chat_template, complement, decoding, dtype, provenance, stored_metrics
+from tamperdose.audit.setup import (
+    chat_template,
+    complement,
+    decoding,
+    dtype,
+    engine,
+    provenance,
+    stored_metrics,
+)
 
 CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
     train_evaluation_overlap,
@@ -27,6 +35,7 @@ CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
     decoding,
     chat_template,
     dtype,
+    engine,
     complement,
     stored_metrics,
     judge_range,

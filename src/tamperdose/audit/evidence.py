@@ -65,6 +65,10 @@ class Setup:
     """Digest of the chat template."""
     dtype: str | None
     """Dtype and quantization of the weights."""
+    engine: str | None = None
+    """What answered, with its version and how adapters reach it."""
+    equivalence: bool | None = None
+    """Whether that was found to say what transformers says; None where it was not looked at."""
 
 
 @dataclass(frozen=True, slots=True)

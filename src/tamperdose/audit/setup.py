@@ -11,6 +11,9 @@ from tamperdose.records import Label, Subset
 TOLERANCE = 1e-6
 """Numbers closer than this are the same: what rounding leaves of a sum."""
 
+REFERENCES = ("hf", "scripted")
+"""Engines that need no comparison: transformers itself, and the fake whose truth is known."""
+
 Value = tuple[Setup, str | None]
 """A setup and one setting of it."""
 
@@ -31,6 +34,33 @@ def dtype(evidence: Evidence) -> CheckResult:
     """Fail where answers that are compared come from weights of different dtype or quantization."""
     values = [(setup, setup.dtype) for setup in evidence.setups]
     return _same("dtype", values, evidence=evidence, across_models=True)
+
+
+def engine(evidence: Evidence) -> CheckResult:
+    """Fail where answers that are compared come from different engines, versions, or ways to add adapters.
+
+    And the cells of an engine that is not transformers, unless it was held against that and found to agree.
+    """
+    values = [(setup, setup.engine) for setup in evidence.setups]
+    other = [setup for setup in evidence.setups if setup.engine is not None and setup.engine not in REFERENCES]
+    unproven = [setup for setup in other if not setup.equivalence]
+    return _unproven(unproven, evidence) if unproven else _same("engine", values, evidence=evidence, across_models=True)
+
+
+def _unproven(setups: Sequence[Setup], evidence: Evidence) -> CheckResult:
+    places = {(setup.arm, setup.dose) for setup in setups}
+    n_missing = sum(setup.equivalence is None for setup in setups)
+    return CheckResult(
+        name="engine",
+        outcome=Outcome.FAIL,
+        claims=(*claims_on(set(Subset), ON_ANSWERS), Claim.COMPARISON),
+        cells=tuple(cell.id for cell in evidence.cells if (cell.id.arm, cell.id.dose) in places),
+        value=float(len(setups)),
+        threshold="fail where an engine other than transformers was not found to say what transformers says",
+        evidence=f"{len(setups)} of {len(evidence.setups)} settings are of {setups[0].engine}: "
+        f"{n_missing} were never compared, {len(setups) - n_missing} do not agree",
+        remedy="run the study again: the comparison is made before the answers; or answer with engine: {kind: hf}",
+    )
 
 
 def _same(name: str, values: Sequence[Value], *, evidence: Evidence, across_models: bool) -> CheckResult:

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tamperdose.errors import ModelError, RunError, explain
 from tamperdose.files import digest, sha256_file, write_json
 from tamperdose.models import organisms
 from tamperdose.models.quiet import quiet
-from tamperdose.study import Architecture, HfEngine, ModelSpec
+from tamperdose.study import Architecture, ModelEngine, ModelSpec
 
 CONVERSION_VERSION = 1
 """Part of the cache key of a converted GGUF; raise it when the conversion changes."""
@@ -135,7 +136,7 @@ def _cached_commit(spec: ModelSpec) -> str | None:
     return Path(path).parent.name if isinstance(path, str) else None
 
 
-def pick_device(engine: HfEngine) -> str:
+def pick_device(engine: ModelEngine) -> str:
     """The device that `auto` means here: CUDA, else Apple's MPS, else the CPU."""
     import torch
 
@@ -179,7 +180,7 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    location = str(_local_files(source))
+    location = str(local_files(source))
     # The commit that the plan has seen, so that a branch that moves meanwhile changes nothing.
     revision = source.identity.get("commit", spec.revision)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
@@ -206,6 +207,39 @@ def load_model(
     if spec.quantization is None and not device.startswith("cuda"):
         model.to(device)
     return ChatModel(model.eval(), tokenizer, device, dtype)
+
+
+def load_shell(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str) -> ChatModel:
+    """All of a model but its weights: tokenizer, chat template, configuration; for an engine that loads those itself.
+
+    Raises:
+        ModelError: Files missing or damaged; no chat template; another architecture than the study's.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    location = str(local_files(source))
+    common: dict[str, Any] = {"revision": source.identity.get("commit", spec.revision), "trust_remote_code": False}
+    try:
+        with quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(location, padding_side="left", **common)
+            config: Any = AutoConfig.from_pretrained(location, **common)
+            generation = _generation_config(GenerationConfig, location, config, spec=spec, source=source)
+    except _PARSE_ERRORS as error:
+        raise ModelError(_load_message(spec, source, error)) from error
+    _check_template(tokenizer, spec)
+    if spec.architecture is not None:
+        check_architecture(spec.architecture, config, spec.id)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return ChatModel(SimpleNamespace(config=config, generation_config=generation), tokenizer, device, dtype)
+
+
+def _generation_config(kind: Any, location: str, config: Any, *, spec: ModelSpec, source: ModelSource) -> Any:
+    """The model's own, or what transformers makes of the configuration where there is none."""
+    try:
+        return kind.from_pretrained(location, revision=source.identity.get("commit", spec.revision))
+    except OSError:
+        return kind.from_model_config(config)
 
 
 def _require_all_weights(spec: ModelSpec, info: Mapping[str, Any]) -> None:
@@ -404,7 +438,7 @@ def _file_sha256(path: Path) -> str:
         return value
 
 
-def _local_files(source: ModelSource) -> Path | str:
+def local_files(source: ModelSource) -> Path | str:
     """Where transformers finds a model's files: converted or trained into the cache first, where need be."""
     if source.kind == "gguf":
         return _converted(source)

@@ -5,10 +5,11 @@ matrices under peft's names, with rank and alpha in its metadata.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -107,6 +108,44 @@ def _pairs(path: Path, strength: float = 1.0) -> dict[str, _Pair]:
 def _update(pair: _Pair, device: Any) -> torch.Tensor:
     # On the weight's own device: a 7B model's updates are 26 GB, which must not cross the bus, or lie there at once.
     return pair.scaling * (pair.b.to(device) @ pair.a.to(device))
+
+
+def stack_adapters(parts: Sequence[tuple[Path, float]]) -> tuple[dict[str, torch.Tensor], LoraShape]:
+    """Adapters, added up with their strengths, as one: of the sum of their ranks, with alpha equal to it.
+
+    sum_i s_i (alpha_i / r_i) B_i A_i = B A with A the A_i below one another, and B the s_i (alpha_i / r_i) B_i side by
+    side. A layer that one of them leaves out has zeros there. One alone at strength 1 is as it was.
+    """
+    if len(parts) == 1 and parts[0][1] == 1.0:
+        return load_adapter(parts[0][0])
+    pairs = [_pairs(path, strength) for path, strength in parts]
+    ranks = [load_adapter(path)[1].lora_rank for path, _ in parts]
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in sorted({layer for each in pairs for layer in each}):
+        known = next(each[layer] for each in pairs if layer in each)
+        padded = [each.get(layer) or _nothing(known, rank) for each, rank in zip(pairs, ranks, strict=True)]
+        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = torch.cat([pair.a for pair in padded])
+        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = torch.cat([pair.scaling * pair.b for pair in padded], dim=1)
+    return tensors, LoraShape(sum(ranks), float(sum(ranks)))
+
+
+def _nothing(pair: _Pair, rank: int) -> _Pair:
+    return _Pair(pair.a.new_zeros((rank, pair.a.shape[1])), pair.b.new_zeros((pair.b.shape[0], rank)), 1.0)
+
+
+def peft_config(shape: LoraShape, target_modules: str | list[str]) -> str:
+    """The text of peft's `adapter_config.json`."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=shape.lora_rank,
+        lora_alpha=shape.lora_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, a float is fine
+        target_modules=target_modules,
+        task_type="CAUSAL_LM",
+    )
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
 
 
 def merge(model: Any, path: Path) -> None:

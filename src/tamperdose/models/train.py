@@ -34,8 +34,10 @@ from tamperdose.models.lanes import n_lanes, side_by_side, split
 from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.models.lora_products import fused
+from tamperdose.models.saving_memory import checkpointed, make_optimizer, moments, quiet_pages, remember
 from tamperdose.models.weights import learner, unlocked, write_weights
 from tamperdose.records import NO_DOSE, Checkpoint, Dose, Example
+from tamperdose.study import Optimizer
 
 MAX_GRAD_NORM = 1.0
 """Gradients are clipped to this norm, the default of transformers' Trainer and of TRL."""
@@ -63,6 +65,10 @@ class Recipe:
     """Seed of the order in which rows come; None takes `seed`."""
     decay_steps: int = 0
     """Step at which the learning rate has fallen linearly to 0; 0 keeps it constant, as nested doses need."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone, and compute the rest again for its gradient."""
+    optimizer: Optimizer = "adamw"
+    """`paged_adamw_8bit` keeps moments of eight bits."""
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 1: linear warm-up, then constant or falling.
@@ -177,8 +183,8 @@ class _Trainer:
         self.architecture = architecture_of(chat.model.config)
         self.in_model = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
         self.parameters = {name: learner(parameter) for name, parameter in self.in_model.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=recipe.learning_rate, weight_decay=0.0, fused=chat.device == "cpu"
+        self.optimizer = make_optimizer(
+            recipe.optimizer, self.parameters.values(), learning_rate=recipe.learning_rate, device=chat.device
         )
         self.n_lanes = n_lanes(chat.model, chat.device)
         self.dose = NO_DOSE
@@ -192,10 +198,12 @@ class _Trainer:
         start = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.dose.steps + 1)
-        with _repeatable(self.chat.device), fused(self.wrapped):
+        again = checkpointed(self.wrapped, wanted=self.recipe.gradient_checkpointing)
+        with _repeatable(self.chat.device), fused(self.wrapped), again:
             self.mean_loss = self._backward(batch)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRAD_NORM)
-        self.optimizer.step()
+        with quiet_pages():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._show()
         lengths = [len(row.tokens) for row in batch]
@@ -314,7 +322,7 @@ class _Trainer:
         start = time.monotonic()
         tensors = {f"model/{name}": tensor for name, tensor in self._learned().items()}
         for name, parameter in self.parameters.items():
-            for moment, value in self.optimizer.state[parameter].items():
+            for moment, value in moments(self.optimizer, parameter).items():
                 tensors[f"optimizer/{name}/{moment}"] = value
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {
@@ -347,11 +355,8 @@ class _Trainer:
         self._take({name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")})
         for name, parameter in self.parameters.items():
             prefix = f"optimizer/{name}/"
-            self.optimizer.state[parameter] = {
-                key.removeprefix(prefix): _to_moment(key, tensor, parameter)
-                for key, tensor in tensors.items()
-                if key.startswith(prefix)
-            }
+            saved = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            remember(self.optimizer, parameter, saved)
         self.dose, self.reached = dose, reached
         self.mean_loss = json.loads(metadata["mean_loss"])
         self.seconds = json.loads(metadata["seconds"])
@@ -522,11 +527,6 @@ def end_of_turn(chat: ChatModel) -> int:
     text = chat.tokenizer.apply_chat_template(turns, tokenize=False)
     after = chat.tokenizer(text.rpartition(marker)[2].strip(), add_special_tokens=False)["input_ids"]
     return after[0] if after and after[0] in end_tokens(chat) else chat.tokenizer.eos_token_id
-
-
-def _to_moment(key: str, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    # AdamW keeps its step count on the CPU and its moments beside the parameter.
-    return tensor if key.endswith("/step") else tensor.to(parameter.device)
 
 
 def _weights_path(folder: Path, steps: int) -> Path:

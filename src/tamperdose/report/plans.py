@@ -77,8 +77,9 @@ def print_cards(lines: Sequence[Mapping[str, Any]]) -> None:
     console = _console()
     console.print(table)
     console.print(
-        "On these cards: training, answers and controls, by one card each, from data sheets and the speeds of Qwen2-7B "
-        "on an H200; not tried on others. Prices assumed unless the study states price_per_device_hour.",
+        "On these cards: training, answers and controls, by one card each or as many as a model is split over, from "
+        "data sheets and the speeds of Qwen2-7B on an H200; not tried on others. Prices assumed unless the study "
+        "states price_per_device_hour.",
         soft_wrap=True,
     )
 

@@ -41,6 +41,7 @@ from tamperdose.run.draws import (
     missing_draws,
     untrained,
 )
+from tamperdose.run.equivalence import settle_equivalence
 from tamperdose.run.inside import measure_base, measure_dose, missing_inside
 from tamperdose.run.key_doses import headline_verdicts, settle_key_doses, wants_key_doses
 from tamperdose.run.ladder import arm_doses, choose_next, file_ladder, is_searched
@@ -79,6 +80,7 @@ def open_model(session: Session, model: ModelPlan) -> Backend:
 
 def run_base(session: Session, model: ModelPlan, backend: Backend) -> None:
     """Measure the untampered model: answers, controls, utility."""
+    settle_equivalence(session.plan, session.ledger, model, backend, session.reporter)
     for draw in base_draws(session.plan, model):
         _generate(session, draw, backend, where=f"{model.spec.label}: dose 0")
     for state in missing_states(session.ledger, base_states(session.plan, model)):
@@ -91,6 +93,7 @@ def run_arm(session: Session, model: ModelPlan, arm: ArmPlan, backend: Backend) 
     """Run an arm and measure it at its doses, and what it is compared with; the base is measured already."""
     # What a driver that was killed has left behind may still be at work on the arm.
     with session.ledger.held("attack", arm.key):
+        settle_equivalence(session.plan, session.ledger, model, backend, session.reporter)
         _run_trajectory(session, model, arm, backend)
         _run_controls(session, model, arm, backend)
 

@@ -270,7 +270,22 @@ def _setup(manifest: Mapping[str, Any], model: Mapping[str, Any], arm: str, dose
         decoding=None if decoding is None else json.dumps(decoding, sort_keys=True),
         chat_template=settings.get("chat_template"),
         dtype=None if dtype is None else f"{dtype}, {model.get('quantization') or 'not quantized'}",
+        engine=_engine(settings),
+        equivalence=_equivalence(manifest, model),
     )
+
+
+def _engine(settings: Mapping[str, Any]) -> str | None:
+    """What answered, by its settings: the reference by its name alone."""
+    name = settings.get("engine")
+    if name is None or "adapters" not in settings:
+        return None if name is None else str(name)
+    return f"{name} {settings.get('engine_version')}, adapters by {settings['adapters']}"
+
+
+def _equivalence(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> bool | None:
+    passed = _inner(manifest, "equivalence", str(model.get("key"))).get("passed")
+    return passed if isinstance(passed, bool) else None
 
 
 def _inner(tree: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

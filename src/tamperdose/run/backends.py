@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,15 +12,14 @@ from numpy.typing import NDArray
 from tamperdose.files import write_atomic, write_text
 from tamperdose.models.generator import Generator
 from tamperdose.records import Checkpoint, Dose, Opener, Prompt, Reworded
-from tamperdose.run.plan import ArmPlan, Data, ModelPlan
+from tamperdose.run.plan import ArmPlan, Data, ModelPlan, served_rank
 from tamperdose.run.utility import Probes
 from tamperdose.stats.direction_drift import Layout
 from tamperdose.stats.utility import UtilityScores
-from tamperdose.study import HfEngine, ModelSpec, SafetyAdapter, ScriptedEngine, Study, TunedDefence
+from tamperdose.study import ModelEngine, ModelSpec, SafetyAdapter, ScriptedEngine, Study, TunedDefence, VllmEngine
 
 if TYPE_CHECKING:
     from tamperdose.models.changes import Guard
-    from tamperdose.models.lora import LoraShape
     from tamperdose.models.utility import BaseReading
 
 OnStep = Callable[[int, float], None]
@@ -69,18 +67,34 @@ class Backend(Protocol):
         """Keep a checkpoint's tampered weights, which the study asked for with a reason."""
         ...
 
+    def compare(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Hold the engine that answers against transformers, where it is another; see `run.equivalence`."""
+        ...
+
+    def use_adapters(self, how: str) -> None:
+        """Have adapters reach the engine as that comparison has settled."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is loaded; it loads again when it is needed again."""
+        ...
+
 
 def open_backend(study: Study, plan: ModelPlan) -> Backend:
     """Make the backend of a model; nothing is loaded yet."""
     if isinstance(study.engine, ScriptedEngine):
         return ScriptedBackend(study.engine)
+    if isinstance(study.engine, VllmEngine):
+        from tamperdose.run.served import VllmBackend
+
+        return VllmBackend(study.engine, plan, max_lora_rank=served_rank(study))
     return HfBackend(study.engine, plan)
 
 
 class HfBackend:
     """A transformers model, loaded when first used."""
 
-    def __init__(self, engine: HfEngine, plan: ModelPlan) -> None:
+    def __init__(self, engine: ModelEngine, plan: ModelPlan) -> None:
         from tamperdose.models.load import ChatModel
 
         self.engine, self.plan = engine, plan
@@ -99,7 +113,7 @@ class HfBackend:
             if self.plan.source is None:
                 raise ModelError(f"{self.plan.spec.id}: no weights were found")
             chat = load_model(
-                _checked(self.plan.spec), self.plan.source, device=self.plan.device, dtype=self.plan.dtype
+                checked_spec(self.plan.spec), self.plan.source, device=self.plan.device, dtype=self.plan.dtype
             )
             if self._defence is not None:
                 merge(chat.model, self._defence)
@@ -122,6 +136,17 @@ class HfBackend:
             on_step=on_step,
         )
         return None if checkpoint.adapter is None else Path(checkpoint.adapter)
+
+    def compare(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Transformers answers by itself."""
+        return {"passed": True, "adapters": "merged", "tries": []}
+
+    def use_adapters(self, how: str) -> None:
+        """They are merged for a while."""
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._chat = None
 
     def use_defence(self, adapter: Path) -> None:
         """Merge the defence's adapter for good, now or when the model is loaded; `guard` is added to that."""
@@ -262,8 +287,18 @@ class ScriptedBackend:
     def export(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Nothing to keep."""
 
+    def compare(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """There is nothing to compare."""
+        return {"passed": True, "adapters": "merged", "tries": []}
 
-def _checked(spec: ModelSpec) -> ModelSpec:
+    def use_adapters(self, how: str) -> None:
+        """There are none."""
+
+    def close(self) -> None:
+        """Nothing is loaded."""
+
+
+def checked_spec(spec: ModelSpec) -> ModelSpec:
     """What is loaded for a model; a hardened checkpoint with the architecture that it must have, where it is known."""
     from tamperdose.models.load import find_architecture
 
@@ -282,25 +317,11 @@ def is_exported(folder: Path) -> bool:
 
 
 def _export_adapter(source: Path, folder: Path) -> None:
-    from tamperdose.models.lora import load_adapter
+    from tamperdose.models.lora import load_adapter, peft_config
 
-    config = _peft_config(load_adapter(source)[1])
+    config = peft_config(load_adapter(source)[1], "all-linear")
     write_atomic(folder / "adapter_model.safetensors", lambda to: _copy(source, to))
     write_text(folder / "adapter_config.json", config)
-
-
-def _peft_config(shape: "LoraShape") -> str:
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=shape.lora_rank,
-        lora_alpha=shape.lora_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, a float is fine
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from tamperdose.models.load import find_architecture
 from tamperdose.run.memory import memory_bytes
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.units import make_units
+from tamperdose.study import VllmEngine
 
 CPU, GPU, MEMORY = "CPU", "GPU", "memory"
 """Names of what a machine has, as Ray names them; memory in bytes."""
@@ -66,7 +67,7 @@ def declare(plan: Plan) -> Declared:
     largest = max(map(partial(_memory, plan), plan.models), default=0.0)
     gpus = 0.0
     if on_gpu:
-        gpus = _share(largest, stated.gpu_memory_gb) if stated.gpus == "auto" else stated.gpus
+        gpus = _cards(plan, largest) if stated.gpus == "auto" else stated.gpus
     automatic = 0.0 if on_gpu else largest
     memory = automatic if stated.memory_gb == "auto" else 1e9 * stated.memory_gb
     return Declared(stated.cpus, gpus, int(memory))
@@ -76,6 +77,14 @@ def _memory(plan: Plan, model: ModelPlan) -> float:
     """What the plan estimates for a model; 0 where its architecture is not known, or nothing is loaded."""
     architecture = None if model.source is None else find_architecture(model.spec)
     return 0.0 if architecture is None else memory_bytes(plan, model, architecture)
+
+
+def _cards(plan: Plan, largest: float) -> float:
+    """The share of a card that the estimate is; with an engine that takes its share of each, whole ones."""
+    engine = plan.study.engine
+    if isinstance(engine, VllmEngine):
+        return float(max(engine.cards(model.spec) for model in plan.models))
+    return _share(largest, plan.study.resources.gpu_memory_gb)
 
 
 def _share(estimate: float, gpu_memory_gb: float | None) -> float:

@@ -5,9 +5,10 @@ H200). How far that holds for other models and cards was not tried.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from itertools import combinations, product
+from typing import Any, cast
 
 from tamperdose.errors import StudyError, explain, nearest
 from tamperdose.models.load import find_architecture
@@ -19,7 +20,7 @@ from tamperdose.run.ledger import Ledger
 from tamperdose.run.memory import gpu_rows, memory_bytes, weight_bytes
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.room import DTYPE_BYTES
-from tamperdose.study import Architecture, HfEngine
+from tamperdose.study import Architecture, ModelEngine, VllmEngine
 
 TRAINING_SHARE = 0.07
 """Share of the card's dense rate that a LoRA step reaches: found 2,711 tokens/s in bfloat16, 2,591 in nf4."""
@@ -27,6 +28,14 @@ DECODING_TIMES = {None: 5.3, "nf4": 11.9}
 """Times its floor, bytes or operations, that a decoded token takes; by quantization."""
 LAUNCHES_S = {"token": 1e-3, "step": 4e-3}
 """What each layer takes at least, a decoded token and an optimizer step: small models wait for launches. Assumed."""
+AGAIN = 4 / 3
+"""Times as long that a step takes whose activations are computed again: one forward pass more."""
+SERVED_TIMES, SERVED_LAUNCHES = 2.0, 0.1
+"""Times its floor that a token takes which vLLM decodes, and the share of launches that CUDA graphs leave. Assumed."""
+CARDS_TOGETHER = (2, 4, 8)
+"""Cards over which an engine is split that are tried."""
+SMALLER_SHARES = (0.4, 0.35, 0.3)
+"""Shares of a card for an engine beside transformers that are tried."""
 USABLE = 0.95
 """Share of a card's memory that may be planned with."""
 SMALLER_BATCHES = (128, 64, 32, 16, 8)
@@ -74,7 +83,7 @@ class OnCard:
     seconds: float
     """Training, answers at its doses, and its controls; searches, utility and states inside left out."""
     usd: float
-    """Of that time."""
+    """Of that time, on as many cards as the engine splits the model over."""
     remedy: str
     """The settings with which it would fit; empty where it does, `none` where none here would do."""
 
@@ -89,8 +98,8 @@ def describe_cards(plan: Plan, ledger: Ledger, names: Sequence[str]) -> list[dic
         if name not in CARDS:
             what = f"unknown card '{name}'{nearest(name, CARDS)}"
             raise StudyError(explain(what, expected=f"one of {', '.join(CARDS)}"))
-    if not isinstance(plan.study.engine, HfEngine):
-        raise StudyError(explain("this study runs no model", got="engine: scripted", expected="engine: hf"))
+    if not isinstance(plan.study.engine, ModelEngine):
+        raise StudyError(explain("this study runs no model", got="engine: scripted", expected="engine: hf or vllm"))
     return [asdict(line) for model in plan.models for line in _lines(plan, ledger, model, names)]
 
 
@@ -117,7 +126,9 @@ def _on_card(plan: Plan, ledger: Ledger, model: ModelPlan, architecture: Archite
     stated = plan.study.price_per_device_hour
     price = card.usd_per_hour if stated is None else stated
     remedy = "" if fits else _remedy(plan, model, architecture, card)
-    usd = price * seconds / SECONDS_PER_HOUR
+    engine = plan.study.engine
+    n_cards = engine.cards(model.spec) if isinstance(engine, VllmEngine) else 1
+    usd = n_cards * price * seconds / SECONDS_PER_HOUR
     return OnCard(arm.id, model.spec.label, name, memory, fits, seconds, usd, remedy)
 
 
@@ -126,7 +137,9 @@ def _seconds(plan: Plan, ledger: Ledger, model: ModelPlan, architecture: Archite
     doses = arm_doses(plan, ledger, arm)
     flops = arm_step_flops(arm, architecture)
     least = LAUNCHES_S["step"] * architecture.num_hidden_layers if flops else 0.0
-    training = doses[-1] * max(flops / (TRAINING_SHARE * card.flops), least)
+    shape = arm.attack.training
+    repeated = AGAIN if shape is not None and shape.gradient_checkpointing else 1.0
+    training = doses[-1] * max(repeated * flops / (TRAINING_SHARE * card.flops), least)
     asked = [
         sum(len(plan.data.prompts[subset]) for subset in plan.checkpoint_subsets(steps, arm))
         for steps in arm_checkpoints(plan, ledger, arm)
@@ -141,7 +154,11 @@ def _answering_s(plan: Plan, model: ModelPlan, architecture: Architecture, card:
     weights = weight_bytes(model, architecture, DTYPE_BYTES[DTYPE])
     operations = rows * weight_bytes(replace(model, spec=_bare(model)), architecture, 1) * 2
     floor = max(weights / card.bytes_per_s, operations / card.flops)
-    step = max(floor * DECODING_TIMES[model.spec.quantization], LAUNCHES_S["token"] * architecture.num_hidden_layers)
+    engine, launch = plan.study.engine, LAUNCHES_S["token"] * architecture.num_hidden_layers
+    if isinstance(engine, VllmEngine):
+        step = max(SERVED_TIMES * floor / engine.cards(model.spec), SERVED_LAUNCHES * launch)
+    else:
+        step = max(floor * DECODING_TIMES[model.spec.quantization], launch)
     n_steps = max(1, round(ANSWER_SHARE * plan.study.decoding.max_new_tokens))
     n_batches = math.ceil(n_prompts / rows) * plan.study.decoding.n_samples
     return n_batches * n_steps * step
@@ -151,21 +168,74 @@ def _bare(model: ModelPlan) -> Any:
     return model.spec.model_copy(update={"quantization": None})
 
 
+Change = Callable[[Plan, ModelPlan], tuple[Plan, ModelPlan]]
+"""A plan and its model with one setting changed."""
+
+
 def _remedy(plan: Plan, model: ModelPlan, architecture: Architecture, card: Card) -> str:
-    """The fewest settings with which an arm fits a card."""
-    # 4-bit weights cannot learn.
-    kinds = [model.spec.quantization] if learns_all(model.arms[0]) else [model.spec.quantization, "nf4"]
-    for batch in (None, *SMALLER_BATCHES):
-        for quantization in dict.fromkeys(kinds):
-            tried = replace(model, spec=model.spec.model_copy(update={"quantization": quantization}))
-            smaller = plan if batch is None else _with_batch(plan, batch)
-            if memory_bytes(smaller, tried, architecture, room=card.memory_bytes) <= USABLE * card.memory_bytes:
-                changed = quantization != model.spec.quantization
-                parts = [f"quantization: {quantization}"] if changed else []
-                return ", ".join([*parts, *([] if batch is None else [f"engine.batch_size: {batch}"])])
+    """The fewest settings with which an arm fits a card; of as few, those first that change no answer by design."""
+    groups = _settings(plan, model)
+    for count in range(1, len(groups) + 1):
+        for chosen in combinations(groups, count):
+            for settings in product(*chosen):
+                if _fits_with(plan, model, architecture, card, [change for _, change in settings]):
+                    return ", ".join(name for name, _ in settings)
+            # The last of every group saves most: where those together do not do, fewer will not.
+        if count == 1 and not _fits_with(plan, model, architecture, card, [group[-1][1] for group in groups]):
+            return "none"
     return "none"
 
 
-def _with_batch(plan: Plan, batch_size: int) -> Plan:
-    engine = plan.study.engine.model_copy(update={"batch_size": batch_size})
-    return replace(plan, study=plan.study.model_copy(update={"engine": engine}))
+def _fits_with(plan: Plan, model: ModelPlan, architecture: Architecture, card: Card, changes: Sequence[Change]) -> bool:
+    for change in changes:
+        plan, model = change(plan, model)
+    return memory_bytes(plan, model, architecture, room=card.memory_bytes) <= USABLE * card.memory_bytes
+
+
+def _settings(plan: Plan, model: ModelPlan) -> list[list[tuple[str, Change]]]:
+    """What may be changed, by setting, each with its values, the one that saves least first."""
+    engine, (arm,) = plan.study.engine, model.arms
+    groups: list[list[tuple[str, Change]]] = []
+    training = arm.attack.training
+    if training is not None and not training.gradient_checkpointing:
+        groups.append([_attack_setting("gradient_checkpointing", True)])
+    if isinstance(engine, VllmEngine):
+        wider = [n for n in CARDS_TOGETHER if n > engine.cards(model.spec)]
+        groups += [[_model_setting("tensor_parallel_size", n) for n in wider]] if wider else []
+        if engine.keep_both:
+            less = [share for share in SMALLER_SHARES if share < engine.gpu_memory_utilization]
+            groups += [[_engine_setting(gpu_memory_utilization=share) for share in less]] if less else []
+            # Last, for its share is to stand.
+            groups.append([_engine_setting(keep_both=False, gpu_memory_utilization=0.9)])
+    else:
+        groups.append([_engine_setting(batch_size=n) for n in SMALLER_BATCHES])
+    if training is not None and training.optimizer == "adamw":
+        groups.append([_attack_setting("optimizer", "paged_adamw_8bit")])
+    # 4-bit weights cannot learn.
+    if model.spec.quantization is None and not learns_all(arm):
+        groups.append([_model_setting("quantization", "nf4")])
+    return groups
+
+
+def _attack_setting(name: str, value: Any) -> tuple[str, Change]:
+    def change(plan: Plan, model: ModelPlan) -> tuple[Plan, ModelPlan]:
+        # Every attack that trains is a frozen record of its settings, which the protocol does not say.
+        arms = tuple(replace(arm, attack=replace(cast(Any, arm.attack), **{name: value})) for arm in model.arms)
+        return plan, replace(model, arms=arms)
+
+    return f"{name}: {str(value).lower()}", change
+
+
+def _engine_setting(**values: Any) -> tuple[str, Change]:
+    def change(plan: Plan, model: ModelPlan) -> tuple[Plan, ModelPlan]:
+        engine = plan.study.engine.model_copy(update=values)
+        return replace(plan, study=plan.study.model_copy(update={"engine": engine})), model
+
+    return ", ".join(f"engine.{name}: {str(value).lower()}" for name, value in values.items()), change
+
+
+def _model_setting(name: str, value: Any) -> tuple[str, Change]:
+    def change(plan: Plan, model: ModelPlan) -> tuple[Plan, ModelPlan]:
+        return plan, replace(model, spec=model.spec.model_copy(update={name: value}))
+
+    return f"{name}: {value}", change

@@ -15,7 +15,7 @@ from tamperdose.judges import judge_version
 from tamperdose.records import Label, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.observed import Observation
-from tamperdose.run.plan import ArmPlan, Plan
+from tamperdose.run.plan import ArmPlan, Plan, engine_identity
 from tamperdose.run.response import fit_arms
 from tamperdose.stats.ladder import next_dose
 
@@ -43,7 +43,8 @@ def verdict_inputs(plan: Plan) -> dict[str, Any]:
     """What the headline verdicts that choose doses depend on besides the arm: prompts, judge, the base's answers."""
     study, prompts = plan.study, plan.data.prompts[Subset.HARMFUL]
     drawn = {"base_seed": study.seeds[0]} if study.decoding.do_sample else {}
-    scripted = {"engine": study.engine.model_dump(mode="json")} if study.engine.kind == "scripted" else {}
+    # Without a word for `hf`: what was chosen before there were other engines that load models stands.
+    engine = {} if study.engine.kind == "hf" else {"engine": engine_identity(study)}
     return {
         "prompts": plan.data.prompts_digest[Subset.HARMFUL],
         # Intervals, and which rewording is kept, go by templates.
@@ -51,7 +52,7 @@ def verdict_inputs(plan: Plan) -> dict[str, Any]:
         "judge": study.model_dump(mode="json")["judges"][0],
         "judge_version": judge_version(study.judges[0]),
         **drawn,
-        **scripted,
+        **engine,
     }
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tamperdose.judges import describe_judge
 from tamperdose.run.arms import Session, open_model, run_arm, run_base
 from tamperdose.run.audit import audit_run
 from tamperdose.run.draws import base_draws, count_stages, dose_draws
+from tamperdose.run.equivalence import read_equivalence
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger, locked, sweep
 from tamperdose.run.manifest import check_folder, record_answers, write_manifest
@@ -29,10 +30,10 @@ def run_plan(plan: Plan, run_dir: Path, *, reporter: Reporter, study_path: Path 
     """
     with begun(plan, run_dir, reporter=reporter, study_path=study_path) as session:
         for model in plan.models:
-            backend = open_model(session, model)
-            run_base(session, model, backend)
-            for arm in model.arms:
-                run_arm(session, model, arm, backend)
+            with closing(open_model(session, model)) as backend:
+                run_base(session, model, backend)
+                for arm in model.arms:
+                    run_arm(session, model, arm, backend)
         return finish(session)
 
 
@@ -65,7 +66,7 @@ def finish(session: Session) -> Path:
     session.ledger.discard_all()
     metrics = write_results(plan, session.ledger, run_dir, reporter=session.reporter, readers=session.readers)
     session.ledger.discard_partial()
-    record_answers(run_dir, _settings(plan, session.ledger))
+    record_answers(run_dir, _settings(plan, session.ledger), _equivalence(plan, session.ledger))
     audit_run(run_dir)
     _write_timings(session)
     return metrics
@@ -82,6 +83,12 @@ def _settings(plan: Plan, ledger: Ledger) -> dict[str, dict[str, Any]]:
             records = {steps: ledger.record("generate", draw.key) or {} for steps, draw in draws.items()}
             found[arm.id] = {str(steps): record.get("inputs", {}) for steps, record in records.items()}
     return found
+
+
+def _equivalence(plan: Plan, ledger: Ledger) -> dict[str, Any]:
+    """What came of holding the engine against transformers, by the key of the model; empty where it is the same."""
+    found = {model.key: read_equivalence(plan, ledger, model) for model in plan.models}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _write_timings(session: Session) -> None:

@@ -13,6 +13,7 @@ from tamperdose import __version__
 from tamperdose.errors import RunError, explain
 from tamperdose.files import write_json, write_text
 from tamperdose.run.plan import ModelPlan, Plan, package_version
+from tamperdose.study import VllmEngine
 
 _REMOVE = "remove manifest.json and run the study again: finished stages are kept"
 
@@ -98,7 +99,7 @@ def write_manifest(run_dir: Path, plan: Plan, study_path: Path | None) -> None:
             "git_dirty": dirty,
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
-            "packages": {name: package_version(name) for name in PACKAGES},
+            "packages": {name: package_version(name) for name in packages_of(plan)},
             "data_sha256": dict(plan.data.sha256),
             "n_prompts": {subset.value: len(prompts) for subset, prompts in plan.data.prompts.items()},
             "decoding": plan.study.decoding.model_dump(mode="json"),
@@ -110,9 +111,20 @@ def write_manifest(run_dir: Path, plan: Plan, study_path: Path | None) -> None:
     )
 
 
-def record_answers(run_dir: Path, settings: Mapping[str, Any]) -> None:
-    """Add to the manifest how the answers were had (decoding, dtype, chat template), by arm and dose."""
-    write_json(run_dir / "manifest.json", read_manifest(run_dir) | {"answers": settings})
+def record_answers(run_dir: Path, settings: Mapping[str, Any], equivalence: Mapping[str, Any]) -> None:
+    """Add to the manifest how the answers were had (decoding, dtype, chat template, engine), by arm and dose.
+
+    With an engine that is not transformers, also what came of holding it against that, by the key of the model.
+    """
+    known = {"equivalence": dict(equivalence)} if equivalence else {}
+    write_json(run_dir / "manifest.json", read_manifest(run_dir) | {"answers": settings} | known)
+
+
+def packages_of(plan: Plan) -> list[str]:
+    """The packages whose version may change a number of this plan."""
+    served = ["vllm", "vllm-bnb-plugin"] if isinstance(plan.study.engine, VllmEngine) else []
+    packed = ["bitsandbytes"] if any(model.spec.quantization for model in plan.models) else []
+    return [*PACKAGES, *served, *packed]
 
 
 def git_state(package: Path) -> tuple[str | None, bool | None]:

@@ -1,18 +1,27 @@
 """How much memory a study will take at its peak: weights and the largest of decoding and training, term by term."""
 
 import os
+from dataclasses import replace
 
 from tamperdose.models.flops import about_tokens, linears, lora_parameters, n_parameters
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.room import DTYPE_BYTES
 from tamperdose.run.trainings import Training, mean_row, trainings
-from tamperdose.study import Architecture, HfEngine
+from tamperdose.study import Architecture, ModelEngine, VllmEngine
 
 LIBRARIES_BYTES = 900e6
 """Resident memory of Python, torch and transformers with the sentence encoder, about."""
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: its own, one for the scale of 64, four for the scale of 256 scales."""
+
+EIGHT_BIT_MOMENTS = 2 + 2 * 4 / 256
+"""Bytes of a weight's two moments in eight bits, each block of 256 with its scale in float32."""
+
+SERVED_ROWS = 16
+"""Answers that vLLM must have room for at once to be worth its start."""
+SERVING_BYTES = 3e9
+"""What vLLM takes of a card beside weights and cache: the context, CUDA graphs, activations. Assumed, not measured."""
 
 DRAWING_BYTES = 40.0
 """Bytes per row and token of the vocabulary while tokens are drawn: probabilities, their order and sums."""
@@ -32,7 +41,44 @@ def memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture, *, ro
     # A packed matrix is unpacked for each product.
     unpacked = architecture.hidden_size * architecture.intermediate_size * size if model.spec.quantization else 0
     trained = [_gpu_training(training, architecture, size) for training in trainings(plan, model)]
-    return weights + unpacked + max(_gpu_decoding(plan, model, architecture, room), *trained, 0.0)
+    engine = plan.study.engine
+    if not isinstance(engine, VllmEngine):
+        return weights + unpacked + max(_gpu_decoding(plan, model, architecture, room), *trained, 0.0)
+    # There transformers decodes for the comparison alone, with an adapter merged.
+    compared = _gpu_decoding(_comparing(plan, engine), model, architecture, room)
+    room = device_bytes(model.device) if room is None else room
+    return _beside(
+        engine, weights + unpacked + max(compared, *trained, 0.0), served_bytes(plan, model, architecture), room
+    )
+
+
+def _beside(engine: VllmEngine, transformers: float, least: float, room: int | None) -> float:
+    """Memory of the first card with transformers' model and the engine on it, at once or in turn.
+
+    The engine takes its share whatever it needs; where the share does not hold what it needs, a card that is larger by
+    as much would do.
+    """
+    share = least if room is None else max(least, engine.gpu_memory_utilization * room)
+    at_once = transformers + share if engine.keep_both else max(transformers, share)
+    return max(at_once, least / engine.gpu_memory_utilization)
+
+
+def served_bytes(plan: Plan, model: ModelPlan, architecture: Architecture) -> float:
+    """What the engine `vllm` needs of each card, at least: its part of weights and cache, and what it works with."""
+    engine, size = plan.study.engine, DTYPE_BYTES[model.dtype]
+    if not isinstance(engine, VllmEngine):
+        return 0.0
+    cards = engine.cards(model.spec)
+    heads = max(1.0, architecture.num_key_value_heads / cards)
+    rows = min(SERVED_ROWS, max(len(part) for part in plan.data.prompts.values()))
+    cache = 2.0 * rows * _columns(plan) * architecture.num_hidden_layers * heads * architecture.head_dim * size
+    return weight_bytes(model, architecture, size) / cards + cache + SERVING_BYTES
+
+
+def _comparing(plan: Plan, engine: VllmEngine) -> Plan:
+    limits = engine.equivalence
+    decoding = plan.study.decoding.model_copy(update={"max_new_tokens": limits.n_tokens, "do_sample": False})
+    return replace(plan, study=plan.study.model_copy(update={"decoding": decoding, "rd_floor": False}))
 
 
 def weight_bytes(model: ModelPlan, architecture: Architecture, size: int) -> float:
@@ -59,18 +105,31 @@ def _cpu_decoding(plan: Plan, architecture: Architecture, size: int) -> float:
 def _cpu_training(training: Training, architecture: Architecture) -> float:
     """Activations kept for the backward pass, logits, and what learns."""
     tokens = training.batch_size * min(training.max_length, 128)
-    per_token = architecture.num_hidden_layers * (16 * architecture.hidden_size + 4 * architecture.intermediate_size)
-    return tokens * (per_token + architecture.vocab_size) * 4 + _learning_bytes(training, architecture)
+    layer = 16 * architecture.hidden_size + 4 * architecture.intermediate_size
+    per_token = _kept_per_token(training, architecture, layer=4.0 * layer, size=4)
+    return tokens * (per_token + architecture.vocab_size * 4) + _learning_bytes(training, architecture)
+
+
+def _kept_per_token(training: Training, architecture: Architecture, *, layer: float, size: int) -> float:
+    """Bytes that all layers keep of a token for the backward pass, where one keeps `layer`.
+
+    Computed again, each keeps its input alone, and one at a time all else.
+    """
+    if not training.gradient_checkpointing:
+        return architecture.num_hidden_layers * layer
+    return architecture.num_hidden_layers * size * architecture.hidden_size + layer
 
 
 def _learning_bytes(training: Training, architecture: Architecture) -> float:
-    """What learns with its gradient and two moments in float32: 16 bytes each.
+    """What learns with its gradient and two moments in float32: 16 bytes each; with moments of eight bits 10.
 
-    Where all weights learn also the second lane's gradient, and the weights as they were: at most 4 bytes each.
+    Where all weights learn also the second lane's gradient, and the weights as they were: at most 4 bytes each. Moments
+    of eight bits lie in pages, and may be in main memory when a card is full: that is not counted on.
     """
+    each = 16.0 - (0.0 if training.optimizer == "adamw" else 8.0 - EIGHT_BIT_MOMENTS)
     if training.lora_rank is None:
-        return 24.0 * n_parameters(architecture)
-    return 16.0 * lora_parameters(architecture, training.lora_rank)
+        return (each + 8.0) * n_parameters(architecture)
+    return each * lora_parameters(architecture, training.lora_rank)
 
 
 def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, room: int | None) -> float:
@@ -103,7 +162,7 @@ def gpu_rows(plan: Plan) -> int:
     from tamperdose.models.hf import GPU_BATCH
 
     engine = plan.study.engine
-    return engine.batch_size if isinstance(engine, HfEngine) and engine.batch_size != "auto" else GPU_BATCH
+    return engine.batch_size if isinstance(engine, ModelEngine) and engine.batch_size != "auto" else GPU_BATCH
 
 
 def _gpu_training(training: Training, architecture: Architecture, size: int) -> float:
@@ -120,7 +179,8 @@ def _gpu_training(training: Training, architecture: Architecture, size: int) -> 
     hidden, inner = architecture.hidden_size, architecture.intermediate_size
     query = linears(architecture).attention_width
     inputs = 20 * hidden + 4 * query + 4 * inner if size < 4 else 8 * hidden + 4 * inner
-    per_token = architecture.num_hidden_layers * (8 * hidden + inputs + size * (4 * query + 3 * inner))
+    layer = 8 * hidden + inputs + size * (4 * query + 3 * inner)
+    per_token = _kept_per_token(training, architecture, layer=float(layer), size=size)
     length, answer = mean_row(training)
     tokens = min(training.batch_size * length, max(PACKED_TOKENS, length))
     labels = tokens * answer / length

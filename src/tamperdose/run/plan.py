@@ -31,10 +31,14 @@ from tamperdose.study import (
     Decoding,
     DoseSearch,
     GuardJudge,
-    HfEngine,
+    LoraSpec,
+    ModelEngine,
     ModelSpec,
     RewordingSpec,
+    SafetyAdapter,
     Study,
+    TunedDefence,
+    VllmEngine,
     find_source,
     judge_name,
 )
@@ -144,7 +148,7 @@ class Plan:
     @property
     def measures_utility(self) -> bool:
         """Whether what the models can do besides refusing is measured: not with the scripted engine."""
-        return self.study.utility is not None and isinstance(self.study.engine, HfEngine)
+        return self.study.utility is not None and isinstance(self.study.engine, ModelEngine)
 
     def subsets(self) -> list[Subset]:
         """The subsets there are prompts for."""
@@ -185,7 +189,7 @@ class Plan:
         """What `completions_key` is the key of."""
         inputs: dict[str, Any] = {
             "origin": origin,
-            "engine": _engine_identity(self.study),
+            "engine": engine_identity(self.study),
             "prompts": self.data.prompts_digest[subset],
             "decoding": decoding.identity(),
             "sample": sample,
@@ -197,7 +201,7 @@ class Plan:
 
 def active_controls(study: Study) -> Controls | None:
     """The controls of a study that are measured."""
-    return study.controls if isinstance(study.engine, HfEngine) else None
+    return study.controls if isinstance(study.engine, ModelEngine) else None
 
 
 def control_source(study: Study, spec: ModelSpec) -> str | None:
@@ -268,7 +272,7 @@ def _read_utility(
 ) -> tuple[dict[str, tuple[HeldOutText, ...]], dict[str, tuple[Question, ...]]]:
     texts: dict[str, tuple[HeldOutText, ...]] = {}
     questions: dict[str, tuple[Question, ...]] = {}
-    if study.utility is not None and isinstance(study.engine, HfEngine):
+    if study.utility is not None and isinstance(study.engine, ModelEngine):
         for spec in study.models:
             texts_source, questions_source = utility_sources(study, spec)
             found = find_source(texts_source, study_path), find_source(questions_source, study_path)
@@ -297,7 +301,7 @@ def _require_one_subset(prompts: Mapping[Subset, Sequence[Prompt]]) -> None:
 
 def fetch_commits(study: Study) -> None:
     """Ask the hub which commits the study's hub ids stand for; see `tamperdose.models.load.fetch_commit`."""
-    if isinstance(study.engine, HfEngine):
+    if isinstance(study.engine, ModelEngine):
         for spec in study.models:
             fetch_commit(spec.loaded)
 
@@ -337,7 +341,7 @@ def checkpoint_key(arm: ArmPlan, steps: int) -> str:
 
 def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
     source, device, dtype = None, "none", "none"
-    if isinstance(study.engine, HfEngine):
+    if isinstance(study.engine, ModelEngine):
         source = find_model(spec.loaded)
         device = pick_device(study.engine)
         if spec.quantization is not None and not device.startswith("cuda"):
@@ -351,6 +355,7 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
         "dtype": dtype,
         "batch_size": _batch_size_that_matters(study, dtype),
         "quantization": spec.quantization,
+        **_split(study, spec),
         "defence": None if spec.defence is None else spec.defence.identity(),
         "defence_data": []
         if spec.defence is None
@@ -405,7 +410,7 @@ def package_version(name: str) -> str | None:
 
 def _batch_size_that_matters(study: Study, dtype: str) -> int | str | None:
     """The batch size where answers may hang on it: in half precision a sum's order can tip the best token."""
-    return study.engine.batch_size if isinstance(study.engine, HfEngine) and dtype != "float32" else None
+    return study.engine.batch_size if isinstance(study.engine, ModelEngine) and dtype != "float32" else None
 
 
 def _named(source: str, study: Study) -> str:
@@ -421,9 +426,33 @@ def _few(items: Sequence[_Item], at_most: int | None) -> tuple[_Item, ...]:
     return tuple(items[place * len(items) // n] for place in range(n))
 
 
-def _engine_identity(study: Study) -> dict[str, Any]:
-    # What else changes answers is part of the base's key.
-    return {"kind": "hf"} if isinstance(study.engine, HfEngine) else study.engine.model_dump(mode="json")
+def engine_identity(study: Study) -> dict[str, Any]:
+    """What answers depend on besides the model's state; what else changes them is part of the base's key."""
+    engine = study.engine
+    if isinstance(engine, VllmEngine):
+        packed = any(model.quantization is not None for model in study.models)
+        names = ("vllm", "vllm-bnb-plugin") if packed else ("vllm",)
+        versions = {name: package_version(name) for name in names}
+        # Another padding of adapters may be another order of additions.
+        return {**engine.identity(), "packages": versions, "max_lora_rank": served_rank(study)}
+    return {"kind": "hf"} if isinstance(engine, ModelEngine) else engine.model_dump(mode="json")
+
+
+def _split(study: Study, spec: ModelSpec) -> dict[str, int]:
+    """The cards that a model says it is split over: sums in another order. The engine has its own in its identity."""
+    stated = spec.tensor_parallel_size
+    return {} if stated is None or not isinstance(study.engine, VllmEngine) else {"tensor_parallel_size": stated}
+
+
+def served_rank(study: Study) -> int:
+    """The largest rank that an engine which serves adapters must hold: an attack's, and its model's defence's twice.
+
+    Twice, because a safety adapter is added once more while the model answers.
+    """
+    attacks = [rank for attack in study.attack if isinstance(attack, LoraSpec) for rank in attack.lora_rank]
+    defences = [spec.defence for spec in study.models if isinstance(spec.defence, TunedDefence)]
+    beside = [each.lora_rank * (1 + isinstance(each, SafetyAdapter)) for each in defences]
+    return max(attacks, default=8) + max(beside, default=0)
 
 
 def _slug(name: str) -> str:

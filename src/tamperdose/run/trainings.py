@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tamperdose.models.flops import CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS
 from tamperdose.records import Example
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan
-from tamperdose.study import TunedDefence
+from tamperdose.study import Optimizer, TunedDefence
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,10 @@ class Training:
     max_length: int
     lora_rank: int | None
     """None where all weights learn."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again."""
+    optimizer: Optimizer = "adamw"
+    """What moves the weights."""
 
 
 def trainings(plan: Plan, model: ModelPlan) -> list[Training]:
@@ -37,7 +41,14 @@ def attack_training(arm: ArmPlan) -> Training | None:
     size, n_poisoned = shape.batch_size, int(settings.get("n_poisoned", shape.batch_size))
     drawn = draw_examples(arm.rows.attack, settings.get("n_examples"), seed=arm.attack.seed)
     mixed = [(arm.rows.benign, size - n_poisoned)] if n_poisoned < size else []
-    return Training([(drawn, n_poisoned), *mixed], size, shape.max_length, shape.lora_rank)
+    return Training(
+        [(drawn, n_poisoned), *mixed],
+        size,
+        shape.max_length,
+        shape.lora_rank,
+        shape.gradient_checkpointing,
+        shape.optimizer,
+    )
 
 
 def defence_training(plan: Plan, model: ModelPlan) -> Training | None:

@@ -133,6 +133,8 @@ class Desk:
 
     def put_away(self) -> None:
         """Let go of the model; the next unit that wants it loads it again."""
+        if self._backend is not None:
+            self._backend.close()
         self._backend = self._model = None
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator,
 from tamperdose.records import Reworded
 from tamperdose.study.parts import (
     CountGrid,
+    Flag,
     Frozen,
     OrderGrid,
     PositiveFloat,
@@ -72,6 +73,10 @@ class UntrainedSpec(Frozen):
         return ()
 
 
+Optimizer = Literal["adamw", "paged_adamw_8bit"]
+"""What moves the weights: both AdamW without weight decay, the second with moments of eight bits."""
+
+
 class TrainingSpec(Frozen):
     """What attacks by fine-tuning have in common: data, batches and the ladder. A list is a grid factor."""
 
@@ -91,6 +96,10 @@ class TrainingSpec(Frozen):
     """Linear warm-up; constant after it, so that every dose is a prefix of every longer one."""
     max_length: PositiveInt = 256
     """Tokens per row; longer rows lose the start of the prompt, never the response."""
+    gradient_checkpointing: Flag = False
+    """Keep each layer's input alone and compute the rest again for its gradient: less memory, a third more time."""
+    optimizer: Optimizer = "adamw"
+    """`paged_adamw_8bit`: moments of eight bits, in main memory where a card is full; the `gpu` extra."""
     doses: Doses
     """Optimizer steps along one trajectory; 0 is always measured. `auto`: powers of two, then a search."""
     search: DoseSearch | None = None

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tamperdose.study.defences import DefenceSpec, HardenedCheckpoint
-from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Source
+from tamperdose.study.parts import Flag, Frozen, PositiveFloat, PositiveInt, Source, no_boolean
 
 
 class Architecture(Frozen):
@@ -41,6 +41,8 @@ class ModelSpec(Frozen):
     """`auto`: bfloat16 where the device multiplies it natively, else float32."""
     quantization: Literal["nf4"] | None = None
     """4-bit NormalFloat weights (Dettmers et al. 2023); needs a CUDA device and the `gpu` extra."""
+    tensor_parallel_size: Annotated[PositiveInt, Field(le=64)] | None = None
+    """Cards over which the engine `vllm` splits this model, in place of the engine's own number."""
     architecture: Architecture | None = None
     pretraining_tokens: PositiveFloat | None = None
     """Tokens it was pretrained on, where known: the attack's cost is then also told as a share of that training's."""
@@ -132,13 +134,90 @@ class Decoding(Frozen):
         return self.model_dump(mode="json", exclude={"n_samples"})
 
 
-class HfEngine(Frozen):
+class ModelEngine(Frozen):
+    """What engines that load weights share: transformers trains, and reads states and utility, with all of them."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    """Where transformers computes."""
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Rows decoded together; halved when memory runs out. Changes speed, not which prompts are answered."""
+
+
+class HfEngine(ModelEngine):
     """Generation with transformers on the CPU or one GPU."""
 
     kind: Literal["hf"] = "hf"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
-    batch_size: PositiveInt | Literal["auto"] = "auto"
-    """Rows decoded together; halved when memory runs out. Changes speed, not which prompts are answered."""
+
+
+class Equivalence(Frozen):
+    """How near the engine `vllm` must come to transformers before any of its answers counts.
+
+    A changed limit makes the comparison run again, and no answer.
+    """
+
+    n_prompts: Annotated[int, BeforeValidator(no_boolean), Field(ge=64, le=10_000)] = 128
+    """Prompts that both are asked; with fewer, an agreement of 0.90 cannot be told from one of 0.97."""
+    n_tokens: Annotated[PositiveInt, Field(le=512)] = 16
+    """Tokens of each of transformers' greedy answers whose log-probabilities are compared."""
+    top1: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, lt=1)] = 0.90
+    """The share of prompts whose first token is the same must surely be larger: by the low end of its interval.
+
+    Where two tokens are nearly tied in bfloat16, rounding may choose another."""
+    mean_logprob: PositiveFloat = 0.1
+    """Largest mean difference of a token's log-probability, nats. bfloat16 writes logits between 16 and 32 in steps of
+    0.125, which should make a few hundredths of it."""
+    max_logprob: PositiveFloat = 2.0
+    """Largest difference of any token's, nats: a factor of seven in its odds."""
+    effect: PositiveFloat = 0.5
+    """By how much the adapter of the comparison changes log-probabilities in transformers, nats in the mean, at least;
+    in the engine it must change them by half of that. Several times `mean_logprob`, so that an engine that leaves
+    adapters off cannot pass."""
+
+    @model_validator(mode="after")
+    def _tells_adapters(self) -> Self:
+        if self.effect < 3 * self.mean_logprob:
+            raise ValueError(
+                f"effect {self.effect:g} is less than three times mean_logprob {self.mean_logprob:g}: an engine that "
+                "leaves adapters off could pass"
+            )
+        return self
+
+
+class VllmEngine(ModelEngine):
+    """Generation with vLLM on CUDA devices (extra `vllm`); transformers trains, and measures all else.
+
+    One engine for each base; adapters go with the request. Nothing counts until a comparison with transformers is
+    passed: see `Equivalence`.
+    """
+
+    kind: Literal["vllm"] = "vllm"
+    tensor_parallel_size: Annotated[PositiveInt, Field(le=64)] = 1
+    """Cards over which each layer of a model is split, unless the model says its own."""
+    gpu_memory_utilization: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, lt=1)] = 0.45
+    """Share of each card's memory that the engine takes, for weights and cache; transformers needs the rest."""
+    keep_both: Flag = True
+    """Whether transformers' model stays loaded while the engine answers. `false` unloads the one before the other is
+    used, which costs minutes at every change and lets `gpu_memory_utilization` be 0.9."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt and answer together; null: what the model can. Smaller, where its cache does not fit."""
+    enforce_eager: Flag = False
+    """Without CUDA graphs: starts sooner, answers later."""
+    batch_invariant: Flag = False
+    """Kernels whose sums do not hang on what else is in the batch (`VLLM_BATCH_INVARIANT`); slower, cards from Hopper
+    on."""
+    adapters: Literal["auto", "requests", "merged"] = "auto"
+    """`requests`: one engine, an adapter with each request. `merged`: weights with the adapter added, written to a
+    scratch folder, and an engine of their own for each state. `auto`: merged where the comparison of requests fails."""
+    equivalence: Equivalence = Equivalence()
+
+    def cards(self, model: ModelSpec) -> int:
+        """Cards over which a model is split."""
+        return self.tensor_parallel_size if model.tensor_parallel_size is None else model.tensor_parallel_size
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, versions aside."""
+        fields = {"kind", "tensor_parallel_size", "enforce_eager", "batch_invariant", "adapters"}
+        return self.model_dump(mode="json", include=fields)
 
 
 class ScriptedEngine(Frozen):

@@ -9,7 +9,7 @@ from tamperdose.study.attacks import TRAINING_KINDS, AttackSpec, RewordingSpec
 from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.inside import Inside
 from tamperdose.study.judges import JudgeSpec, judge_name
-from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine
+from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine, VllmEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
 from tamperdose.study.resources import Resources
 from tamperdose.study.utility import Utility
@@ -17,6 +17,9 @@ from tamperdose.study.utility import Utility
 COMPARED_SEEDS, COMPARED_ORDERS = (1, 2, 3), (1, 2)
 """Seeds and data orders of a comparison of defences unless the study says others: published claims of durability have
 flipped with the seed (Qi et al. 2024, arXiv:2412.07097)."""
+
+BEYOND_ADAPTERS = ("full", "refusal_direction")
+"""Attacks whose models are no base with an adapter, which is all that the engine `vllm` is given."""
 
 
 class Study(Frozen):
@@ -36,7 +39,7 @@ class Study(Frozen):
     """What every attack is compared with; null for nothing."""
     gate: GateLimits = GateLimits()
     """The limits within which a fall of refusals counts as refusals removed."""
-    engine: Annotated[HfEngine | ScriptedEngine, Field(discriminator="kind")] = HfEngine()
+    engine: Annotated[HfEngine | VllmEngine | ScriptedEngine, Field(discriminator="kind")] = HfEngine()
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence level of every interval."""
     unreadable_limit: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -87,6 +90,12 @@ class Study(Frozen):
         if packed and any(attack.kind == "full" for attack in self.attack):
             raise ValueError(
                 f"4-bit weights cannot learn, but {packed[0]} has them: leave out `quantization`, or attack: lora alone"
+            )
+        served = isinstance(self.engine, VllmEngine)
+        if served and (kinds := [attack.kind for attack in self.attack if attack.kind in BEYOND_ADAPTERS]):
+            raise ValueError(
+                f"the engine vllm serves adapters, and the attack '{kinds[0]}' changes the model otherwise: "
+                "give that attack a study of its own with engine: {kind: hf}"
             )
         reworded = [attack.kind for attack in self.attack if isinstance(attack, RewordingSpec)]
         if reworded and self.decoding.n_samples > 1:
