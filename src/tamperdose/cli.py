@@ -190,6 +190,40 @@ def figures(run_dir: RunPath, as_json: AsJson = False) -> None:
     _print_json({"figures": paths}) if as_json else _print_lines(paths)
 
 
+class Format(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MARKDOWN = "markdown"
+
+
+@app.command()
+def report(
+    run_dir: RunPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="[report.html or report.md in the run's folder]")
+    ] = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Include the texts of answers to harmful prompts.")
+    ] = False,
+    form: Annotated[
+        Format, typer.Option("--format", help="html: one file to read. markdown: a section for a system card.")
+    ] = Format.HTML,
+    force: Force = False,
+) -> None:
+    """Write a run's results as one file that needs no network, from the run's files alone."""
+    from tamperdose.report.page.html import write_page
+    from tamperdose.report.page.markdown import write_markdown
+
+    if form is Format.MARKDOWN:
+        if show_text:
+            raise typer.BadParameter("--show-text goes with --format html")
+        path = write_markdown(run_dir, out, force=force)
+    else:
+        path = write_page(run_dir, out, show_text=show_text, force=force)
+    _print_lines([str(path)])
+
+
 @app.command()
 def judge(
     source: Annotated[Path, typer.Argument(metavar="IN.csv", help="Columns prompt, response; others are kept.")],
