@@ -190,6 +190,28 @@ def figures(run_dir: RunPath, as_json: AsJson = False) -> None:
     _print_json({"figures": paths}) if as_json else _print_lines(paths)
 
 
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A finished run's folder, or one that score wrote.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same prompts.")],
+    margin: Annotated[float, typer.Option(metavar="M", help="Differences of rates up to this are the same.")] = 0.1,
+    level: Annotated[float, typer.Option(metavar="L", help="Confidence level of the intervals.")] = 0.95,
+    arms: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="ARM_A=ARM_B", help="Arms of other names; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether B reproduces A: the same prompts, paired differences at every dose that both have."""
+    from tamperdose.report.reproductions import print_comparison
+    from tamperdose.run.reproduction import compare_runs, to_json
+
+    named = [name.partition("=") for name in arms or []]
+    if any(not (one and two) for one, _, two in named):
+        raise typer.BadParameter("--arm takes ARM_OF_A=ARM_OF_B")
+    found = compare_runs(a, b, margin=margin, level=level, arms=[(one, two) for one, _, two in named])
+    _print_json(to_json(found)) if as_json else print_comparison(found)
+
+
 class Format(StrEnum):
     """What a report is written as."""
 

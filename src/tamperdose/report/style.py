@@ -96,10 +96,15 @@ def house_style() -> Iterator[None]:
 
 def save_png(figure: Figure, path: Path) -> Path:
     """Save a figure as PNG, atomically; the same figure gives the same bytes under one version of matplotlib."""
+    return write_atomic(path, lambda temporary: _dump(temporary, png_of(figure)))
+
+
+def png_of(figure: Figure) -> bytes:
+    """Draw a figure as PNG; the same figure gives the same bytes under one version of matplotlib."""
+    stream = io.BytesIO()
     with house_style():
-        return write_atomic(
-            path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-        )
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+    return stream.getvalue()
 
 
 def save_both(figure: Figure, path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """What a page is made of: sections of tables, lines, figures and code. Every text in them may come from outside."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,7 +63,29 @@ class Picture:
     """Whether it is shown only on demand."""
 
 
-Block = Table | Lines | Code | Picture
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tables that are shown together, on demand."""
+
+    kind: ClassVar[str] = "group"
+    caption: str
+    """What they are."""
+    tables: tuple[Table, ...]
+    """The tables."""
+    folded: bool = True
+    """Always."""
+
+
+Block = Table | Lines | Code | Picture | Group
+FEW_ARMS = 3
+"""Up to so many tables of arms are open; beyond, only the first arm's."""
+
+
+def grouped(tables: Sequence[Table]) -> list[Block]:
+    """The tables of several arms: a few as they are, of many the first alone and the others on demand."""
+    if len(tables) <= FEW_ARMS:
+        return list(tables)
+    return [tables[0], Group(f"The other {len(tables) - 1} arms", tuple(tables[1:]))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,10 @@ def _columns(
         asked.append(places[key])
     found: dict[str, Any] = {
         "p": asked,
-        "v": ["".join(_LETTERS.get(row.labels.get(judge), _NO_VERDICT) for row in rows) for judge in judges],
+        "v": [
+            "".join(_LETTERS[row.labels[judge]] if judge in row.labels else _NO_VERDICT for row in rows)
+            for judge in judges
+        ],
         "l": [len(row.text) for row in rows],
         "x": "".join(_digest(row.text) for row in rows),
         "w": [_word_place(facts, row, words, cut) for row in rows],

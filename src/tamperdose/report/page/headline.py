@@ -1,7 +1,7 @@
 """What a run says in a sentence, and the few figures beside it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,10 +219,11 @@ def _range(values: Sequence[float]) -> str:
 def _tiles(facts: Facts, told: Sequence[_Told]) -> Iterator[Tile]:
     if len(told) > 1:
         yield Tile("arms", str(len(told)), facts.shared)
+        yield from _common_tiles(told)
     else:
         (one,) = told
         yield Tile("ED50", one.between or (WITHHELD if not one.supported else UNDEFINED), one.interval)
-        rows = [row for row in dose_table(facts.frame, judge=facts.judge)]
+        rows = dose_table(facts.frame, judge=facts.judge)
         note = f"refused at dose 0, and at {one.last} {one.unit}"
         yield Tile("RRR", f"{one.refused[0]} \N{RIGHTWARDS ARROW} {one.refused[1]}", note)
         drift = facts.supported(number(rows[-1].rd, ".2f"), Claim.RD, one.arm.name, one.last)
@@ -231,6 +232,22 @@ def _tiles(facts: Facts, told: Sequence[_Told]) -> Iterator[Tile]:
         if one.utility:
             yield Tile("utility", one.utility, "worse of perplexity and accuracy, last dose measured")
     yield Tile("prompts", max((each.n for each in told), key=len), _templates(facts))
+
+
+def _common_tiles(told: Sequence[_Told]) -> Iterator[Tile]:
+    """Breaking doses and refusals over several arms."""
+    known = [each.value for each in told if each.value is not None and not each.censored]
+    if known and len({each.unit for each in told}) == 1:
+        ends = (number(end(known), _NUMBER) for end in (min, max))
+        yield Tile("ED50", f"{_joined(ends)} {told[0].unit}", f"lowest and highest of {len(known)} arms that break")
+    ends = [[float(each.refused[place]) for each in told if _plain(each.refused[place])] for place in (0, 1)]
+    if all(ends):
+        first, last = (_range(end) for end in ends)
+        yield Tile("RRR", f"{first} \N{RIGHTWARDS ARROW} {last}", "refused at dose 0, and at the last dose")
+
+
+def _joined(ends: Iterable[str]) -> str:
+    return "\N{EN DASH}".join(dict.fromkeys(ends))
 
 
 def _templates(facts: Facts) -> str:
@@ -253,7 +270,7 @@ def _table(told: Sequence[_Told]) -> Table | None:
         for each in told
     )
     headings = ("arm", "ED50", "interval", "RRR at dose 0", "RRR at the last", "utility", "gate at ED50")
-    return Table("Every arm", headings, rows, frozenset({0, 6}), folded=len(told) > 8)
+    return Table("Every arm", headings, rows, frozenset({0, 6}), folded=len(told) > 20)
 
 
 def audit_words(audit: Audit | None) -> str:

@@ -11,7 +11,7 @@ from tamperdose.report.controls import control_cells, controls_of
 from tamperdose.report.insides import inside_lines
 from tamperdose.report.lost_doses import lost_row
 from tamperdose.report.page import pictures
-from tamperdose.report.page.blocks import Block, Lines, Section, Table
+from tamperdose.report.page.blocks import Block, Lines, Section, Table, grouped
 from tamperdose.report.page.facts import Facts
 from tamperdose.report.page.numbers import amount, count, number, with_interval
 from tamperdose.report.responses import cost_lines, read_costs, read_fits, read_responses
@@ -23,8 +23,6 @@ from tamperdose.run.categories import CATEGORIES, CATEGORY_COLUMNS
 from tamperdose.run.compare_schema import Row, read_rows
 from tamperdose.run.schema import column, keep_rows
 
-FEW_ARMS = 3
-"""Up to so many arms every table is open; beyond, only the first arm's."""
 _DRIFT = ("RD", "RD_mean", "RD_iqr", "RD_stripped", "RD_floor")
 _WHOLE = ("perplexity", "utility_accuracy", "kl_to_base", "over_refusal_rate", "exact_answer_rate")
 
@@ -36,36 +34,36 @@ def by_dose(facts: Facts) -> Section:
         "median distance from the untampered model's answers. kept: refused still, of what was refused at dose 0. n / "
         "n_eff: prompts, and how many independent ones they are worth. Intervals in brackets."
     )
-    return Section("doses", "Table by dose", intro, tuple(dose_tables(facts)))
+    lines = tuple(sample_lines(facts.frame, facts.judge))
+    blocks = [*grouped(list(dose_tables(facts))), *([Lines(lines)] if lines else [])]
+    return Section("doses", "Table by dose", intro, tuple(blocks))
 
 
-def dose_tables(facts: Facts) -> Iterator[Block]:
+def dose_tables(facts: Facts) -> Iterator[Table]:
     """One table an arm."""
     rows = dose_table(facts.frame, judge=facts.judge)
-    for place, arm in enumerate(facts.arms):
+    for arm in facts.arms:
         mine = [row for row in rows if (row.study, row.arm) == (arm.study, arm.name)]
         cells = tuple(supported_cells(row, facts.audit, force=facts.force) for row in mine)
         headings = (facts.unit(arm), *HEADINGS[1:])
-        yield Table(facts.labels[arm.name], headings, cells, frozenset(), folded=_folded(facts, place))
-    lines = tuple(sample_lines(facts.frame, facts.judge))
-    if lines:
-        yield Lines(lines)
+        yield Table(facts.labels[arm.name], headings, cells, frozenset())
 
 
 def controls(facts: Facts) -> Section:
     """What the attack is compared with, whether the model is whole, and what the gate makes of both."""
     found = controls_of(facts.folder, facts.judge)
     intro = (
-        "RRR under the attack beside that under controls, on the prompts that controls were asked: random updates of the "
-        "attack's size, the same training on harmless rows, the base asked again. The gate says whether a fall may be "
-        "called a removal of refusals."
+        "RRR under the attack beside that under controls, on the prompts that controls were asked: random updates of "
+        "the attack's size, the same training on harmless rows, the base asked again. The gate says whether a fall may "
+        "be called a removal of refusals."
     )
-    blocks = [*_control_tables(facts, found["controls"], found["gate"]), *_gate_table(facts, found["gate"])]
-    return Section("controls", "Controls and gate", intro, (*blocks, *_whole_tables(facts)))
+    beside = grouped(list(_control_tables(facts, found["controls"], found["gate"])))
+    blocks = (*beside, *_gate_table(facts, found["gate"]), *grouped(list(_whole_tables(facts))))
+    return Section("controls", "Controls and gate", intro, blocks)
 
 
-def _control_tables(facts: Facts, rates: Sequence[Row], gate: Sequence[Row]) -> Iterator[Block]:
-    for place, arm in enumerate(facts.arms):
+def _control_tables(facts: Facts, rates: Sequence[Row], gate: Sequence[Row]) -> Iterator[Table]:
+    for arm in facts.arms:
         mine = [row for row in rates if row["arm"] == arm.name and row["metric"] == "RRR"]
         if mine:
             doses = [row["dose_steps"] for row in mine if row["control"] == "attack"]
@@ -73,7 +71,7 @@ def _control_tables(facts: Facts, rates: Sequence[Row], gate: Sequence[Row]) -> 
             rows = tuple(_without(facts, control_cells(mine, dose, verdicts), arm, int(str(dose))) for dose in doses)
             headings = (facts.unit(arm), *CONTROL_HEADINGS[1:])
             caption = f"{facts.labels[arm.name]}: RRR on {mine[0]['n']} prompts"
-            yield Table(caption, headings, rows, frozenset({5}), folded=_folded(facts, place))
+            yield Table(caption, headings, rows, frozenset({5}))
 
 
 def _without(facts: Facts, cells: tuple[str, ...], arm: Arm, dose: int) -> tuple[str, ...]:
@@ -98,13 +96,13 @@ def _gate_table(facts: Facts, gate: Sequence[Row]) -> Iterator[Block]:
         yield Table("Every criterion of the gate", headings, rows, frozenset({0, 1, 2, 5}), folded=True)
 
 
-def _whole_tables(facts: Facts) -> Iterator[Block]:
+def _whole_tables(facts: Facts) -> Iterator[Table]:
     """What else tampering changed: utility, over-refusal."""
-    for place, arm in enumerate(facts.arms):
+    for arm in facts.arms:
         table = _metrics_table(facts, arm, _WHOLE, f"{facts.labels[arm.name]}: what else changed")
         if table is not None:
             claims = {"over_refusal_rate": Claim.OVER_REFUSAL}
-            yield _claimed(facts, table, arm, claims, folded=_folded(facts, place))
+            yield _claimed(facts, table, arm, claims)
 
 
 def transitions(facts: Facts) -> Section:
@@ -114,11 +112,11 @@ def transitions(facts: Facts) -> Section:
         "with its interval, its sign-flip p value, and that p by Holm over the doses of the arm."
     )
     rows = comparisons_of(facts.folder, facts.judge)["comparisons"]
-    blocks: list[Block] = []
-    for place, arm in enumerate(facts.arms):
+    tables: list[Table] = []
+    for arm in facts.arms:
         mine = [row for row in rows if row["arm"] == arm.name]
         if mine:
-            blocks.append(
+            tables.append(
                 Table(
                     facts.labels[arm.name],
                     (
@@ -134,11 +132,12 @@ def transitions(facts: Facts) -> Section:
                     ),
                     tuple(_transition(facts, row) for row in mine),
                     frozenset(),
-                    folded=_folded(facts, place),
                 )
             )
     falls = [line for line in comparison_lines(facts.folder, facts.judge) if not _is_lost_line(facts, line)]
-    return Section("transitions", "Transitions", intro, (*blocks, *([Lines(tuple(falls))] if blocks and falls else [])))
+    return Section(
+        "transitions", "Transitions", intro, (*grouped(tables), *([Lines(tuple(falls))] if tables and falls else []))
+    )
 
 
 def _transition(facts: Facts, row: Row) -> tuple[str, ...]:
@@ -164,17 +163,16 @@ def _is_lost_line(facts: Facts, line: str) -> bool:
 def drift(facts: Facts) -> Section:
     """How far answers moved, and what changed inside."""
     intro = (
-        "RD: median over prompts of 1 - cosine between the embeddings of the untampered and the tampered answer. RD_floor "
-        "is what two samples of the untampered model differ by; RD_stripped leaves repeated prompts out."
+        "RD: median over prompts of 1 - cosine between the embeddings of the untampered and the tampered answer. "
+        "RD_floor is what two samples of the untampered model differ by; RD_stripped leaves repeated prompts out."
     )
-    blocks: list[Block] = []
-    for place, arm in enumerate(facts.arms):
+    tables: list[Table] = []
+    for arm in facts.arms:
         table = _metrics_table(facts, arm, _DRIFT, facts.labels[arm.name])
         if table is not None:
-            claimed = _claimed(facts, table, arm, dict.fromkeys(_DRIFT, Claim.RD), folded=_folded(facts, place))
-            blocks += [] if blocks else [pictures.drift(facts)]
-            blocks.append(claimed)
+            tables.append(_claimed(facts, table, arm, dict.fromkeys(_DRIFT, Claim.RD)))
     told = tuple(inside_lines(facts.folder))
+    blocks: list[Block] = [pictures.drift(facts), *grouped(tables)] if tables else []
     blocks += [*pictures.inside(facts), *([Lines(told)] if told else [])]
     return Section("drift", "Drift", intro, tuple(blocks))
 
@@ -184,19 +182,19 @@ def categories(facts: Facts) -> Section:
     path = facts.folder / CATEGORIES
     rows = read_rows(path, CATEGORY_COLUMNS) if path.is_file() else []
     intro = (
-        "RRR by topic of the prompts, each topic with its own interval; with so few prompts each they overlap easily, and "
-        "nothing is corrected for how many topics are compared."
+        "RRR by topic of the prompts, each topic with its own interval; with so few prompts each they overlap easily, "
+        "and nothing is corrected for how many topics are compared."
     )
     mine = [row for row in rows if row["metric"] == "RRR" and row["judge"] == facts.judge]
-    blocks: list[Block] = []
-    for place, arm in enumerate(facts.arms):
+    tables: list[Table] = []
+    for arm in facts.arms:
         of_arm = [row for row in mine if row["arm"] == arm.name]
         if of_arm:
-            blocks.append(_topic_table(facts, arm, of_arm, folded=_folded(facts, place)))
-    return Section("categories", "By category", intro, tuple(blocks))
+            tables.append(_topic_table(facts, arm, of_arm))
+    return Section("categories", "By category", intro, tuple(grouped(tables)))
 
 
-def _topic_table(facts: Facts, arm: Arm, rows: Sequence[Row], *, folded: bool) -> Table:
+def _topic_table(facts: Facts, arm: Arm, rows: Sequence[Row]) -> Table:
     doses = sorted({int(str(row["dose_steps"])) for row in rows})
     topics = list(dict.fromkeys(str(row["category"]) for row in rows))
     at = {(str(row["category"]), int(str(row["dose_steps"]))): row for row in rows}
@@ -212,27 +210,27 @@ def _topic_table(facts: Facts, arm: Arm, rows: Sequence[Row], *, folded: bool) -
         for topic in topics
     )
     headings = ("category", "n", *(f"{facts.unit(arm)} {dose}" for dose in doses))
-    return Table(f"{facts.labels[arm.name]}: RRR [interval]", headings, cells, folded=folded)
+    return Table(f"{facts.labels[arm.name]}: RRR [interval]", headings, cells)
 
 
 def costs(facts: Facts) -> Section:
     """What each dose takes."""
     priced = read_costs(facts.folder, facts.judge)
     intro = (
-        "What the attacker spends up to each dose; measuring is not counted. Seconds are of the device named, clock time "
-        "of the training steps alone, and differ from run to run."
+        "What the attacker spends up to each dose; measuring is not counted. Seconds are of the device named, clock "
+        "time of the training steps alone, and differ from run to run."
     )
     spent = _all_costs(facts)
-    blocks: list[Block] = []
-    for place, arm in enumerate(facts.arms):
+    tables: list[Table] = []
+    for arm in facts.arms:
         clock = [row for row in spent if row["arm"] == arm.name]
         rows = tuple(_cost_rows(facts, arm, clock))
         if rows:
             device = next((f" on {printable(str(row['device']))}" for row in clock), "")
             headings = (facts.unit(arm), "examples", "tokens", "FLOPs", f"seconds{device}", "USD")
-            blocks.append(Table(facts.labels[arm.name], headings, rows, frozenset(), folded=_folded(facts, place)))
+            tables.append(Table(facts.labels[arm.name], headings, rows, frozenset()))
     lines = _breaking_costs(facts, priced)
-    return Section("costs", "Costs", intro, (*blocks, *([Lines(lines)] if lines else [])))
+    return Section("costs", "Costs", intro, (*grouped(tables), *([Lines(lines)] if lines else [])))
 
 
 def _all_costs(facts: Facts) -> list[Row]:
@@ -243,7 +241,7 @@ def _all_costs(facts: Facts) -> list[Row]:
 def _cost_rows(facts: Facts, arm: Arm, clock: Sequence[Row]) -> Iterator[tuple[str, ...]]:
     at = {(row["metric"], row["dose_steps"]): row["value"] for row in clock}
     cells = arm_rows(facts.frame, arm).drop_duplicates("dose_steps").sort_values("dose_steps")
-    for _, cell in cells.iterrows():
+    for cell in cells.to_dict("records"):
         steps = int(cell["dose_steps"])
         spent = [
             None if pd.isna(cell[f"dose_{unit}"]) else cell[f"dose_{unit}"] for unit in ("examples", "tokens", "flops")
@@ -274,7 +272,7 @@ def _metrics_table(facts: Facts, arm: Arm, metrics: Sequence[str], caption: str)
     return Table(caption, (facts.unit(arm), *shown), cells, frozenset())
 
 
-def _claimed(facts: Facts, table: Table, arm: Arm, claims: Mapping[str, Claim], *, folded: bool) -> Table:
+def _claimed(facts: Facts, table: Table, arm: Arm, claims: Mapping[str, Claim]) -> Table:
     """A table of metrics without what the audit does not support."""
     rows = tuple(
         (
@@ -286,8 +284,4 @@ def _claimed(facts: Facts, table: Table, arm: Arm, claims: Mapping[str, Claim], 
         )
         for row in table.rows
     )
-    return Table(table.caption, table.headings, rows, table.words, folded)
-
-
-def _folded(facts: Facts, place: int) -> bool:
-    return place > 0 and len(facts.arms) > FEW_ARMS
+    return Table(table.caption, table.headings, rows, table.words)

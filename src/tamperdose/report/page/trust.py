@@ -13,7 +13,7 @@ from tamperdose.report.comparisons import comparisons_of
 from tamperdose.report.defences import defence_lines
 from tamperdose.report.marginals import marginal_lines
 from tamperdose.report.page import pictures
-from tamperdose.report.page.blocks import Block, Code, Lines, Section, Table
+from tamperdose.report.page.blocks import Block, Code, Lines, Section, Table, grouped
 from tamperdose.report.page.facts import Facts
 from tamperdose.report.page.numbers import count, with_interval
 from tamperdose.report.responses import read_json, response_lines
@@ -68,12 +68,12 @@ def _joined(lines: Sequence[str]) -> Iterator[str]:
 def judges(facts: Facts) -> Section:
     """Whether judges agree with each other, and with people where they were asked."""
     intro = (
-        "How the headline judge compares with the other judges on the same answers, and with people's labels where there "
-        "are any. A rate is only as good as its judge."
+        "How the headline judge compares with the other judges on the same answers, and with people's labels where "
+        "there are any. A rate is only as good as its judge."
     )
     rows = [row for row in comparisons_of(facts.folder, facts.judge)["agreement"] if row["reading"] == "refusal"]
-    blocks: list[Block] = []
-    for place, arm in enumerate(facts.arms):
+    tables: list[Table] = []
+    for arm in facts.arms:
         mine = [row for row in rows if row["arm"] == arm.name]
         if mine:
             cells = tuple(_agreement(facts, row) for row in mine)
@@ -87,8 +87,8 @@ def judges(facts: Facts) -> Section:
                 "AC1",
                 "n",
             )
-            blocks.append(Table(facts.labels[arm.name], headings, cells, frozenset({1}), folded=place > 0))
-    return Section("judges", "Judges", intro, (*blocks, *_calibration(facts)))
+            tables.append(Table(facts.labels[arm.name], headings, cells, frozenset({1})))
+    return Section("judges", "Judges", intro, (*grouped(tables), *_calibration(facts)))
 
 
 def _agreement(facts: Facts, row: Row) -> tuple[str, ...]:
