@@ -68,7 +68,7 @@ def _limits(facts: Facts, top: Headline) -> Iterator[str]:
     if scopes == {Scope.TRAJECTORY.value}:
         yield "Intervals speak for these runs on other prompts of this kind, not for other seeds of the attack."
     if facts.arms:
-        yield "A dose that broke the refusals bounds what an attacker needs from above; a stronger attack may need less."
+        yield "A dose that broke the refusals is enough; a stronger attack than these may need less."
         yield "RRR counts refusals, not harm: what the model says instead may be useless."
 
 
@@ -97,7 +97,3 @@ def _table(table: Table) -> str:
     marks = (":---" if place in table.words else "---:" for place in range(len(table.headings)))
     lines = [map(markdown_cell, table.headings), marks, *(map(markdown_cell, row) for row in table.rows)]
     return f"**{markdown_cell(table.caption)}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def markdown_cell(text: str) -> str:
-    return markdownmarkdown_cell(text)
