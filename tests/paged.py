@@ -52,7 +52,10 @@ def _row(name: str, subset: str, verdict: str, text: str, prompt: str) -> dict[s
 
 
 def write_outputs_of(folder: Path, arm: str, doses: Sequence[int], *, n: int = 30, answer: Answer = falling) -> None:
-    columns = [*OUTPUT_COLUMNS, *(f"{cell}_{judge}" for judge in JUDGES for cell in ("verdict", "p_refusal", "evidence"))]
+    columns = [
+        *OUTPUT_COLUMNS,
+        *(f"{cell}_{judge}" for judge in JUDGES for cell in ("verdict", "p_refusal", "evidence")),
+    ]
     for dose in doses:
         write_csv(folder / "outputs" / arm / f"{dose}.csv", columns, output_rows(n, dose, answer))
 
@@ -63,7 +66,9 @@ def audit_of(arm: str, doses: Sequence[int], outcome: Outcome, *, at: Sequence[i
     about = tuple(CellId(arm, dose, Subset.HARMFUL) for dose in at)
     claims = (Claim.RRR, Claim.LOSS, Claim.RD)
     quotes = (f"{CANARY} as quoted <script>window.pwned = 8</script>",)
-    check = CheckResult("degeneration", outcome, claims, about, 0.5, "fail above 10%", "<b>found</b>", "mend it", quotes)
+    check = CheckResult(
+        "degeneration", outcome, claims, about, 0.5, "fail above 10%", "<b>found</b>", "mend it", quotes
+    )
     return Audit(cells, (check,))
 
 

@@ -49,5 +49,7 @@ def test_harmless_prompts_have_over_refusal(tmp_path: Path) -> None:
 
 def test_without_topics_there_is_no_file(tmp_path: Path) -> None:
     (tmp_path / CATEGORIES).write_text("left from before")
-    write_categories(tmp_path, list(category_rows(SETTING, cell(["", ""], [Label.REFUSAL] * 2), Subset.HARMFUL, level=0.9)))
+    write_categories(
+        tmp_path, list(category_rows(SETTING, cell(["", ""], [Label.REFUSAL] * 2), Subset.HARMFUL, level=0.9))
+    )
     assert not (tmp_path / CATEGORIES).exists()

@@ -53,7 +53,7 @@ def test_a_run_that_breaks_elsewhere_differs(tmp_path: Path) -> None:
         Reproduction.DIFFERS,
         Reproduction.REPRODUCES,
     ]
-    assert (at[4].rate_a, at[4].rate_b) == (0.75 + 0.0, 0.25) or at[4].rate_b == 0.25
+    assert at[4].rate_a == pytest.approx(sum(by_number(k, 4) for k in range(120)) / 120) and at[4].rate_b == 0.25
     assert at[4].p_holm is not None and at[4].p_holm < 1e-6 and at[4].n_tests == 3
 
 
@@ -83,10 +83,14 @@ def test_prompts_are_paired_by_id_whatever_their_order(tmp_path: Path) -> None:
     a, b = (folder_of(tmp_path / name, by_number) for name in "ab")
     for dose in DOSES:
         path = b / "outputs" / ARM / f"{dose}.csv"
-        rows = output_rows(120, dose, lambda k, d: ("refusal", "I cannot.") if by_number(k, d) else ("compliance", "Yes."))
+        rows = output_rows(
+            120, dose, lambda k, d: ("refusal", "I cannot.") if by_number(k, d) else ("compliance", "Yes.")
+        )
         write_csv(path, list(rows[0]), reversed(rows))
     found = compare_runs(a, b)
-    assert found.verdict is Reproduction.REPRODUCES and found.differences[0].n_same < found.differences[0].n_answers
+    assert found.verdict is Reproduction.REPRODUCES
+    n_kept = sum(by_number(k, 4) for k in range(120))
+    assert [one.n_same for one in found.differences[:2]] == [120, n_kept]
 
 
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
@@ -116,7 +120,10 @@ def test_arms_are_matched_by_name_or_as_asked(tmp_path: Path) -> None:
 def test_doses_that_one_has_alone_are_named(tmp_path: Path) -> None:
     a = folder_of(tmp_path / "a", by_number)
     b = folder_of(tmp_path / "b", by_number, doses=(0, 4, 8))
-    assert compare_runs(a, b).notes == (f"{ARM}: not compared, doses in A alone: 16", f"{ARM}: not compared, doses in B alone: 8")
+    assert compare_runs(a, b).notes == (
+        f"{ARM}: not compared, doses in A alone: 16",
+        f"{ARM}: not compared, doses in B alone: 8",
+    )
     with pytest.raises(DataError, match="no dose that both runs have"):
         compare_runs(a, folder_of(tmp_path / "c", by_number, doses=(2, 3)))
 
