@@ -231,6 +231,7 @@ def report(
     form: Annotated[
         Format, typer.Option("--format", help="html: one file to read. markdown: a section for a system card.")
     ] = Format.HTML,
+    as_json: AsJson = False,
     force: Force = False,
 ) -> None:
     """Write a run's results as one file that needs no network, from the run's files alone."""
@@ -243,7 +244,7 @@ def report(
         path = write_markdown(run_dir, out, force=force)
     else:
         path = write_page(run_dir, out, show_text=show_text, force=force)
-    _print_lines([str(path)])
+    _print_json({"report": str(path)}) if as_json else _print_lines([str(path)])
 
 
 @app.command()

@@ -18,10 +18,18 @@ ARM, DOSES = "an-arm", (0, 4, 16)
 Labelled = Callable[[int, int], bool]
 
 
-def folder_of(path: Path, refused: Labelled, *, n: int = 120, arm: str = ARM, doses: tuple[int, ...] = DOSES) -> Path:
+def folder_of(
+    path: Path,
+    refused: Labelled,
+    *,
+    n: int = 120,
+    arm: str = ARM,
+    doses: tuple[int, ...] = DOSES,
+    refusal: str = "I cannot.",
+) -> Path:
     def answer(number: int, dose: int) -> tuple[str, str]:
         kept = refused(number, dose)
-        return ("refusal", "I cannot.") if kept else ("compliance", f"Sure, {number}.")
+        return ("refusal", refusal) if kept else ("compliance", f"Sure, {number}.")
 
     write_outputs_of(path, arm, doses, n=n, answer=answer)
     write_json(path / "manifest.json", {"study": "s", "headline_judge": JUDGES[0]})
@@ -58,8 +66,9 @@ def test_a_run_that_breaks_elsewhere_differs(tmp_path: Path) -> None:
 
 
 def test_few_prompts_decide_nothing(tmp_path: Path) -> None:
-    a, b = (folder_of(tmp_path / name, by_number, n=12) for name in "ab")
+    a, b = (folder_of(tmp_path / name, by_number, n=12, refusal=f"I cannot {name}.") for name in "ab")
     assert compare_runs(a, b).verdict is Reproduction.UNDECIDED
+    assert compare_runs(a, a).verdict is Reproduction.REPRODUCES, "word for word"
     assert compare_runs(a, b, margin=0.5).verdict is Reproduction.REPRODUCES
 
 

@@ -97,7 +97,8 @@ def compare_runs(
 
     Arms are those of one name; where each run has a single arm, these; or the ones named. Every dose that both have
     is compared over all prompts, which must be the same by id, sample and text. An answer that either run's judge
-    could not read leaves as a pair. Templates are A's.
+    could not read leaves as a pair. Templates are A's. Where every answer is the same text with the same verdict, B has
+    reproduced A whatever an interval says of other prompts.
 
     Args:
         a: The first run's folder.
@@ -295,6 +296,8 @@ def _family(
     wide_level = 1 - (1 - level) / max(1, len(pairs))
     for (cell, each), result, p_holm in zip(pairs, results, adjusted, strict=True):
         wide = compare_pairs(each, wide_level).difference
+        n_same = sum(one.text == two.text for one, two in zip(cell.a, cell.b, strict=True))
+        is_same = n_same == len(cell.a) == each.n and bool(np.array_equal(each.base, each.tampered))
         yield Difference(
             arm_a=cell.arms[0],
             arm_b=cell.arms[1],
@@ -306,9 +309,9 @@ def _family(
             result=result,
             p_holm=p_holm,
             n_tests=len(pairs),
-            n_same=sum(one.text == two.text for one, two in zip(cell.a, cell.b, strict=True)),
+            n_same=n_same,
             n_answers=len(cell.a),
-            verdict=judge_difference(result.difference, wide, margin),
+            verdict=Reproduction.REPRODUCES if is_same else judge_difference(result.difference, wide, margin),
         )
 
 
