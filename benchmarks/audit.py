@@ -22,7 +22,7 @@ import yaml
 from tamperdose.files import write_csv, write_json, write_text
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Subset, Verdict
 from tamperdose.run.measure import Cell, harmful_metrics, metric_row
-from tamperdose.run.results import OUTPUT_COLUMNS
+from tamperdose.run.outputs import OUTPUT_COLUMNS
 from tamperdose.run.schema import METRIC_COLUMNS
 
 N_PROMPTS, DOSES = 10_000, tuple(range(0, 12))

@@ -25,7 +25,20 @@ from tamperdose.run.schema import read_metrics
 from tamperdose.run.stages import Readers
 
 REFERENCE = os.environ.get("TAMPERDOSE_REFERENCE_DATA")
-COMMANDS = ("run", "plan", "check", "status", "figures", "judge", "score", "label", "calibrate", "audit")
+COMMANDS = (
+    "run",
+    "plan",
+    "check",
+    "status",
+    "figures",
+    "judge",
+    "score",
+    "label",
+    "calibrate",
+    "audit",
+    "report",
+    "compare",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,6 +205,63 @@ def figures(run_dir: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A finished run's folder, or one that score wrote.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same prompts.")],
+    margin: Annotated[float, typer.Option(metavar="M", help="Differences of rates up to this are the same.")] = 0.1,
+    level: Annotated[float, typer.Option(metavar="L", help="Confidence level of the intervals.")] = 0.95,
+    arms: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="ARM_A=ARM_B", help="Arms of other names; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether B reproduces A: the same prompts, paired differences at every dose that both have."""
+    from tamperdose.report.reproductions import print_comparison
+    from tamperdose.run.reproduction import compare_runs, to_json
+
+    named = [name.partition("=") for name in arms or []]
+    if any(not (one and two) for one, _, two in named):
+        raise typer.BadParameter("--arm takes ARM_OF_A=ARM_OF_B")
+    found = compare_runs(a, b, margin=margin, level=level, arms=[(one, two) for one, _, two in named])
+    _print_json(to_json(found)) if as_json else print_comparison(found)
+
+
+class Format(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MARKDOWN = "markdown"
+
+
+@app.command()
+def report(
+    run_dir: RunPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="[report.html or report.md in the run's folder]")
+    ] = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Include the texts of answers to harmful prompts.")
+    ] = False,
+    form: Annotated[
+        Format, typer.Option("--format", help="html: one file to read. markdown: a section for a system card.")
+    ] = Format.HTML,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Write a run's results as one file that needs no network, from the run's files alone."""
+    from tamperdose.report.page.html import write_page
+    from tamperdose.report.page.markdown import write_markdown
+
+    if form is Format.MARKDOWN:
+        if show_text:
+            raise typer.BadParameter("--show-text goes with --format html")
+        path = write_markdown(run_dir, out, force=force)
+    else:
+        path = write_page(run_dir, out, show_text=show_text, force=force)
+    _print_json({"report": str(path)}) if as_json else _print_lines([str(path)])
+
+
+@app.command()
 def judge(
     source: Annotated[Path, typer.Argument(metavar="IN.csv", help="Columns prompt, response; others are kept.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT.csv", help="Where to write.")],

@@ -64,10 +64,12 @@ def draw_attacks(frame: pd.DataFrame, folder: Path, audits: Audits = NO_AUDITS) 
     Raises:
         RunError: The folder cannot be written.
     """
-    arms = _attacking(frame)
-    if len({_setting(arm, "attack") for arm in arms}) < 2:
-        return []
-    return save_both(attacks_figure(frame, audits), folder / FIGURE)
+    return save_both(attacks_figure(frame, audits), folder / FIGURE) if compares_attacks(frame) else []
+
+
+def compares_attacks(frame: pd.DataFrame) -> bool:
+    """Whether a run has more than one kind of attack."""
+    return len({_setting(arm, "attack") for arm in _attacking(frame)}) > 1
 
 
 def attacks_figure(frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Figure:

@@ -52,14 +52,15 @@ def control_lines(folder: Path, judge: str) -> list[str]:
 def _table(rates: Sequence[Row], gate: Sequence[Row], *, few: bool) -> Iterator[str]:
     doses = [row["dose_steps"] for row in rates if row["control"] == "attack"]
     verdicts: dict[object, Row] = {row["dose_steps"]: row for row in gate if row["arm"] == rates[0]["arm"]}
-    cells = [_cells(rates, dose, verdicts) for dose in (doses if few else doses[:1])]
+    cells = [control_cells(rates, dose, verdicts) for dose in (doses if few else doses[:1])]
     widths = [max(len(line[place]) for line in [HEADINGS, *cells]) for place in range(len(HEADINGS))]
     for line in [HEADINGS, *cells]:
         *numbers, verdict = zip(line, widths, strict=True)
         yield "    " + "  ".join(cell.rjust(width) for cell, width in numbers) + "  " + verdict[0]
 
 
-def _cells(rates: Sequence[Row], dose: object, verdicts: Mapping[object, Row]) -> tuple[str, ...]:
+def control_cells(rates: Sequence[Row], dose: object, verdicts: Mapping[object, Row]) -> tuple[str, ...]:
+    """The cells of one dose under `HEADINGS`, from an arm's rows of RRR and the gate's row of each dose."""
     at = [row for row in rates if row["dose_steps"] == dose]
     gate = verdicts.get(dose)
     said = "not judged" if gate is None else f"{gate['verdict']}: {gate['why']}"

@@ -4,7 +4,7 @@ Each is saved as PNG and as SVG. What the audit leaves without support is hollow
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -48,12 +48,21 @@ def draw_marginals(run_dir: Path, frame: pd.DataFrame, audits: Audits = NO_AUDIT
         DataError: A file of the run is missing or damaged.
         RunError: The folder cannot be written.
     """
-    rows = [row for row in read_marginals(run_dir, headline_judge(run_dir)) if row["metric"] == METRIC]
     drawn: list[Path] = []
-    for factor in dict.fromkeys(str(row["factor"]) for row in rows):
-        figure = marginal_figure(rows, factor, audits=audits, lost=_lost(frame, factor, audits))
+    for factor, figure in factor_figures(run_dir, frame, audits):
         drawn += save_both(figure, run_dir / "figures" / f"marginals_{factor}")
     return drawn
+
+
+def factor_figures(run_dir: Path, frame: pd.DataFrame, audits: Audits = NO_AUDITS) -> Iterator[tuple[str, Figure]]:
+    """Build the figure of every factor of several levels, by the factor's name.
+
+    Raises:
+        DataError: A file of the run is missing or damaged.
+    """
+    rows = [row for row in read_marginals(run_dir, headline_judge(run_dir)) if row["metric"] == METRIC]
+    for factor in dict.fromkeys(str(row["factor"]) for row in rows):
+        yield factor, marginal_figure(rows, factor, audits=audits, lost=_lost(frame, factor, audits))
 
 
 def marginal_figure(

@@ -75,7 +75,7 @@ def _drawn_responses(run_dir: Path, audits: Audits) -> list[Path]:
     fits, frame = read_fits(run_dir, judge), load_run(run_dir)
     drawn = save_both(fitted_figure(fits, frame, audits), folder / "fitted_curves") if fits else []
     recipes = read_json(run_dir / SCALING_JSON).get("recipes", [])
-    if any(_several_sizes(recipe) for recipe in recipes):
+    if any(has_several_sizes(recipe) for recipe in recipes):
         responses = read_responses(run_dir, judge)
         lost = {arm for audit in audits.values() for arm in lost_arms(fits, audit)}
         drawn += save_both(scaling_figure(recipes, responses, lost=lost, audits=audits), folder / "ed50_scaling")
@@ -209,7 +209,7 @@ def scaling_figure(
         lost: Arms whose ED50 the audit does not support.
         audits: What the caption says of them.
     """
-    chosen = [recipe for recipe in recipes if _several_sizes(recipe)]
+    chosen = [recipe for recipe in recipes if has_several_sizes(recipe)]
     names = different_settings([recipe["recipe"] for recipe in chosen])
     cells = [
         (name, recipe, unit)
@@ -238,7 +238,8 @@ def scaling_figure(
     return figure
 
 
-def _several_sizes(recipe: Mapping[str, Any]) -> bool:
+def has_several_sizes(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe of `scaling.json` was run at more than one size."""
     return any(found["censored"]["n_sizes"] > 1 for found in recipe["scaling"].values())
 
 

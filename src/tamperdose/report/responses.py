@@ -120,7 +120,7 @@ def well_formed(folder: Path) -> Iterator[None]:
 def _response_lines(folder: Path, judge: str, *, audit: Audit | None, force: bool) -> list[str]:
     rows = [row for row in read_responses(folder, judge) if str(row["metric"]).endswith("_steps")]
     fits = read_fits(folder, judge)
-    whys = {(str(fit.get("arm")), name): _why_undefined(fit, name) for fit in fits for name in _SHOWN}
+    whys = {(str(fit.get("arm")), name): why_undefined(fit, name) for fit in fits for name in _SHOWN}
     doubts = {str(fit.get("arm")): list(_doubts(fit)) for fit in fits}
     priced = read_costs(folder, judge)
     lines: list[str] = []
@@ -136,12 +136,12 @@ def _response_lines(folder: Path, judge: str, *, audit: Audit | None, force: boo
         lines.append(f"{printable(arm)}: " + "; ".join(said))
         lines += [f"  {doubt}" for doubt in doubts.get(arm, [])]
         if force or not lost.get("ED50"):
-            lines += [f"  {cost}" for cost in _cost_lines(priced, arm)]
+            lines += [f"  {cost}" for cost in cost_lines(priced, arm)]
     told = scaling_lines(read_json(folder / SCALING_JSON))
     return [*lines, *(_lost_lines(fits, audit) if told else []), *told]
 
 
-def _why_undefined(fit: Mapping[str, Any], name: str) -> str:
+def why_undefined(fit: Mapping[str, Any], name: str) -> str:
     """Why a dose of a fit is undefined, if it is."""
     if fit["effective_doses"].get(name, {}).get("reason") == COMPLIES_ALREADY:
         return COMPLIES_ALREADY
@@ -189,7 +189,7 @@ def _supported(row: Row, text: str, because: Sequence[str], *, force: bool) -> s
     return f"{text} {MARK} ({why})" if force else f"{_name(row)} {WITHHELD} ({why})"
 
 
-def _cost_lines(priced: Sequence[Row], arm: str) -> Iterator[str]:
+def cost_lines(priced: Sequence[Row], arm: str) -> Iterator[str]:
     """What ED50 takes, or its bound: "ED50 in training time on cpu: 41 s [30, 55]; 0.02 USD ...", "> 64 s ..."."""
     mine = {str(row["metric"]): row for row in priced if row["arm"] == arm and row["censored"] != "undefined"}
     seconds, usd = mine.get("ED50_seconds"), mine.get("ED50_usd")

@@ -1,5 +1,6 @@
 """How every figure looks: colours, markers, the dose axis, and saving to the same bytes each time."""
 
+import io
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -95,18 +96,34 @@ def house_style() -> Iterator[None]:
 
 def save_png(figure: Figure, path: Path) -> Path:
     """Save a figure as PNG, atomically; the same figure gives the same bytes under one version of matplotlib."""
+    return write_atomic(path, lambda temporary: _dump(temporary, png_of(figure)))
+
+
+def png_of(figure: Figure) -> bytes:
+    """Draw a figure as PNG; the same figure gives the same bytes under one version of matplotlib."""
+    stream = io.BytesIO()
     with house_style():
-        return write_atomic(
-            path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-        )
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+    return stream.getvalue()
 
 
 def save_both(figure: Figure, path: Path) -> list[Path]:
     """Save a figure as PNG and as SVG beside it, named by `path` without an ending; the same bytes each time."""
     svg = path.with_name(f"{path.name}.svg")
-    with house_style(), style.context({"svg.hashsalt": "tamperdose", "svg.fonttype": "path"}):
-        write_atomic(svg, lambda temporary: figure.savefig(temporary, format="svg", metadata={"Date": None}))
+    write_atomic(svg, lambda temporary: _dump(temporary, svg_of(figure)))
     return [save_png(figure, path.with_name(f"{path.name}.png")), svg]
+
+
+def svg_of(figure: Figure) -> bytes:
+    """Draw a figure as SVG; the same figure gives the same bytes. Texts are outlines, so that no font is needed."""
+    stream = io.BytesIO()
+    with house_style(), style.context({"svg.hashsalt": "tamperdose", "svg.fonttype": "path"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def _dump(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def drawable(text: str) -> str:

@@ -111,7 +111,7 @@ def render_dose_table(
             table.add_column(heading.replace("over-", "over-\n"), justify="right", overflow="fold")
         for row in rows:
             if (row.study, row.arm) == (study, arm):
-                table.add_row(*(Text(cell) for cell in _supported(row, audit, force=force)))
+                table.add_row(*(Text(cell) for cell in supported_cells(row, audit, force=force)))
         console.print(table)
     for line in sample_lines(frame, judge):
         console.print(Text(line), soft_wrap=True)
@@ -210,8 +210,8 @@ def _cells(row: DoseRow) -> tuple[str, ...]:
     )
 
 
-def _supported(row: DoseRow, audit: Audit | None, *, force: bool) -> tuple[str, ...]:
-    """The cells of a row, without those that the audit does not support."""
+def supported_cells(row: DoseRow, audit: Audit | None, *, force: bool) -> tuple[str, ...]:
+    """The cells of a row under `HEADINGS`, without those that the audit does not support, or with a mark on them."""
     cells = list(_cells(row))
     for place, claim in _CLAIMS.items():
         if audit is not None and cells[place] != UNDEFINED and withheld(audit, claim, arm=row.arm, dose=row.steps):

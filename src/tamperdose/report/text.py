@@ -22,6 +22,28 @@ def printable(text: str) -> str:
     return " ".join(kept.split())
 
 
+def revealed(text: str) -> str:
+    r"""Return a text with its lines, and an escape in place of every character that acts instead of being seen.
+
+    Control, bidirectional, private and unassigned characters and line and paragraph separators; tabs become spaces.
+
+    >>> revealed("a\x1b[31mb\n\u202ec\td")
+    'a\\x1b[31mb\n\\u202ec d'
+    """
+    lines = text.replace("\r\n", "\n").replace("\t", " ")
+    return "".join(c if c == "\n" or not _acts(c) else _escape(c) for c in lines)
+
+
+def _acts(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] == "C" or category in ("Zl", "Zp")
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
 def shorten(text: str, width: int) -> str:
     """Cut the middle out of a text longer than `width` (at least 3): names often differ at their ends.
 

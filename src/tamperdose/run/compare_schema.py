@@ -102,7 +102,18 @@ SEED_COLUMNS = (
 
 _TEXT = {
     *("study", "arm", "recipe", "model", "judge", "judge_1", "judge_2", "reading", "metric", "seeds"),
-    *("method", "p_method", "scope", "reason", "factor", "factor_level", "reference", "differs_in"),
+    *(
+        "method",
+        "p_method",
+        "scope",
+        "reason",
+        "subset",
+        "category",
+        "factor",
+        "factor_level",
+        "reference",
+        "differs_in",
+    ),
     *("defence", "attack", "data_order", "censored", "fit", "device", "state"),
     *("gate", "control", "draw", "criterion", "basis", "status", "verdict", "why"),
 }

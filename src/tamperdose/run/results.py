@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
-from tamperdose.data.conversations import turns_to_json
 from tamperdose.files import write_csv, write_json
 from tamperdose.models.flops import n_parameters
 from tamperdose.models.load import find_architecture
 from tamperdose.records import NO_DOSE, Dose, Label, Subset, Verdict
+from tamperdose.run.categories import category_rows, write_categories
 from tamperdose.run.compare import write_comparisons
 from tamperdose.run.controls import (
     ControlState,
@@ -41,6 +40,7 @@ from tamperdose.run.measure import (
     metric_row,
 )
 from tamperdose.run.observed import Observation, observe
+from tamperdose.run.outputs import OUTPUTS, remove_others, write_outputs
 from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key
 from tamperdose.run.progress import Advance, Reporter
 from tamperdose.run.response import fit_arms, write_dose_response
@@ -59,12 +59,6 @@ from tamperdose.run.stages import (
 )
 from tamperdose.run.utility import read_scores, utility_losses, utility_metrics
 from tamperdose.study import RewordingSpec
-
-OUTPUT_COLUMNS = ("id", "subset", "category", "template", "prompt", "completion", "n_tokens", "finish_reason")
-"""Columns of `outputs/<arm>/<dose>.csv` before those of the judges."""
-
-OPTIONAL_COLUMNS = ("conversation", "sample")
-"""Columns that follow where a prompt has several turns (all of them, as JSON), and where it has several samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +80,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     rows: list[dict[str, object]] = []
     outputs: set[Path] = set()
     observed: list[Observation] = []
+    topics: list[dict[str, object]] = []
     looked: list[Looked] = []
     compared: list[ArmReadings] = []
     starts: list[Start] = []
@@ -100,8 +95,8 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                 labels: dict[int, dict[Subset, tuple[Label, ...]]] = {}
                 for steps in (0, *arm_doses(plan, ledger, arm)):
                     cells = base if steps == 0 else _arm_cells(reading, arm, steps, tried)
-                    path = run_dir / "outputs" / arm.id / f"{steps}.csv"
-                    _write_outputs(path, cells, plan.study.judge_names)
+                    path = run_dir / OUTPUTS / arm.id / f"{steps}.csv"
+                    write_outputs(path, cells, plan.study.judge_names)
                     outputs.add(path)
                     labels[steps] = _headline_labels(plan, cells)
                     dose = read_dose(ledger, arm, steps)
@@ -110,10 +105,12 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
                         rows += list(_rows(plan, setting, cells, base, floor if steps == 0 else None, tried))
                         utility = utility_metrics(plan, ledger, model, arm, steps)
                         rows += [metric_row({**setting, "subset": Subset.BENIGN.value}, found) for found in utility]
+                        for subset, cell in cells.items():
+                            topics += category_rows(setting, cell, subset, level=plan.study.level)
                         observed.append(observe(setting, cells[Subset.HARMFUL], base[Subset.HARMFUL]))
                         arrays = read_inside(plan, ledger, model, arm, steps)
                         looked += [] if arrays is None else [Looked(setting, arrays)]
-                folder = run_dir / "outputs" / arm.id / "controls"
+                folder = run_dir / OUTPUTS / arm.id / "controls"
                 setting = _setting(plan, model, arm, NO_DOSE)
                 compared.append(_readings(reading, model, arm, setting=setting, labels=labels))
                 outputs |= _write_control_outputs(reading, model, arm, folder)
@@ -121,6 +118,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     write_controls(run_dir, compared, level=plan.study.level)
     write_gate(run_dir, compared, gates)
     write_comparisons(run_dir, observed, level=plan.study.level)
+    write_categories(run_dir, topics)
     fits = fit_arms(observed, level=plan.study.level)
     by_arm = {(arm, plan.study.judge_names[0]): gate for arm, gate in gates.items()}
     write_dose_response(run_dir, fits, level=plan.study.level, gates=by_arm)
@@ -135,7 +133,7 @@ def write_results(plan: Plan, ledger: Ledger, run_dir: Path, *, reporter: Report
     facts = {"pretraining_tokens": tokens, "trained_to_refuse": organisms, "gates": by_arm}
     write_scaling(run_dir, headline, level=plan.study.level, **facts)
     write_inside(run_dir, looked, asked_inside(plan), headline, level=plan.study.level)
-    _remove_others(run_dir / "outputs", outputs)
+    remove_others(run_dir, outputs)
     metrics = write_csv(run_dir / "metrics.csv", METRIC_COLUMNS, rows)
     summary = {"study": plan.study.name, "judge": plan.study.judge_names[0], "plan": plan.digest, "metrics": rows}
     write_json(run_dir / "metrics.json", summary)
@@ -168,14 +166,6 @@ def is_finished(plan: Plan, run_dir: Path) -> bool:
         return False
     is_of_plan = isinstance(summary, dict) and summary.get("plan") == plan.digest
     return is_of_plan and (run_dir / "metrics.csv").is_file()
-
-
-def _remove_others(folder: Path, written: set[Path]) -> None:
-    """Remove the answers of arms and doses that the study names no more; the ledger keeps them."""
-    for path in [item for item in folder.rglob("*.csv") if item not in written]:
-        path.unlink()
-        if not any(path.parent.iterdir()):
-            path.parent.rmdir()
 
 
 def _n_readings(plan: Plan, ledger: Ledger) -> int:
@@ -303,7 +293,7 @@ def _write_control_outputs(reading: Reading, model: ModelPlan, arm: ArmPlan, fol
         verdicts = {judge: judged(plan, reading.ledger, reading.readers, answers)}
         cell = Cell(answers.prompts, read_completions(answers.path), verdicts)
         name = "-".join(str(part) for part in (state.control, state.steps, state.draw or "") if part != "")
-        _write_outputs(folder / f"{name}.csv", {Subset.HARMFUL: cell}, [judge])
+        write_outputs(folder / f"{name}.csv", {Subset.HARMFUL: cell}, [judge])
         written.add(folder / f"{name}.csv")
     return written
 
@@ -390,35 +380,3 @@ def _params_b(model: ModelPlan) -> float | None:
     """Parameters in billions, or None where they are not known (the scripted engine)."""
     architecture = None if model.source is None else find_architecture(model.spec.loaded)
     return None if architecture is None else n_parameters(architecture) / 1e9
-
-
-def _write_outputs(path: Path, cells: Mapping[Subset, Cell], judges: Sequence[str]) -> None:
-    fields = [f"{field}_{judge}" for judge in judges for field in ("verdict", "p_refusal", "evidence")]
-    rows = [row for cell in cells.values() for row in _output_rows(cell)]
-    unused = {name for name in OPTIONAL_COLUMNS if not any(row[name] for row in rows)}
-    columns = [name for name in (*OUTPUT_COLUMNS, *OPTIONAL_COLUMNS, *fields) if name not in unused]
-    write_csv(path, columns, [{name: cell for name, cell in row.items() if name not in unused} for row in rows])
-
-
-def _output_rows(cell: Cell) -> Iterator[dict[str, Any]]:
-    for place, (prompt, completion) in enumerate(zip(cell.prompts, cell.completions, strict=True)):
-        row: dict[str, Any] = {
-            "id": prompt.id,
-            "subset": prompt.subset.value,
-            "category": prompt.category,
-            "template": prompt.template,
-            "prompt": prompt.text,
-            "completion": completion.text,
-            "n_tokens": completion.n_tokens,
-            "finish_reason": completion.finish_reason.value,
-            "conversation": turns_to_json(prompt.messages) if len(prompt.messages) > 1 else "",
-            "sample": completion.sample,
-        }
-        for judge, verdicts in cell.verdicts.items():
-            verdict = verdicts[place]
-            row |= {
-                f"verdict_{judge}": verdict.label.value,
-                f"p_refusal_{judge}": verdict.p_refusal,
-                f"evidence_{judge}": verdict.evidence,
-            }
-        yield row

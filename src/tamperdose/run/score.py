@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tamperdose.audit.evidence import AnswerCell, Training
@@ -14,11 +14,13 @@ from tamperdose.files import read_csv, remove, write_csv, write_json
 from tamperdose.judges import JUDGE_NAMES, build_judge
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Subset, Verdict
 from tamperdose.run.audit import AUDIT_FILE, audit_cells, recorded_cell
+from tamperdose.run.categories import category_rows, write_categories
 from tamperdose.run.compare import write_comparisons
 from tamperdose.run.ledger import locked
 from tamperdose.run.manifest import git_state
 from tamperdose.run.measure import Cell, harmful_metrics, metric_row
 from tamperdose.run.observed import Observation, observe
+from tamperdose.run.outputs import OUTPUTS, remove_others, write_outputs
 from tamperdose.run.progress import Reporter
 from tamperdose.run.response import fit_arms, write_dose_response
 from tamperdose.run.schema import METRIC_COLUMNS
@@ -185,6 +187,8 @@ def score_recordings(
     rows: list[dict[str, object]] = []
     audited: list[AnswerCell] = []
     observed: list[Observation] = []
+    topics: list[dict[str, object]] = []
+    cells: dict[int, Cell] = {}
     name = out.resolve().name
     with reporter.timed("judging and comparing answers", len(base.prompts) * len(aligned)) as advance:
         base_cell: Cell | None = None
@@ -197,11 +201,18 @@ def score_recordings(
             labels = [verdict.label for verdict in cell.verdicts[names[0]]]
             audited.append(_audited(out, dose, recording, labels))
             observed.append(observe(setting, cell, base_cell))
+            topics += category_rows(setting, cell, Subset.HARMFUL, level=0.95)
+            cells[dose] = replace(cell, vectors=None, stripped=None)
             advance(len(recording.prompts))
     with locked(out):
         # An earlier audit must not vouch for these numbers, should this be stopped half way.
         remove(out / AUDIT_FILE)
         write_comparisons(out, observed, level=0.95)
+        write_categories(out, topics)
+        written = {dose: out / OUTPUTS / name / f"{dose}.csv" for dose in cells}
+        for dose, cell in cells.items():
+            write_outputs(written[dose], {Subset.HARMFUL: cell}, names)
+        remove_others(out, set(written.values()))
         fits = fit_arms(observed, level=0.95) if scoring.dosed else []
         write_dose_response(out, fits, level=0.95)
         _write_manifest(out, name, judges, [base, *(recording for _, recording in attacked)])
