@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tamperdose.errors import DataError
 from tamperdose.records import Estimate, Scope
-from tamperdose.stats.reproduction import Reproduction, judge_all, judge_difference
 from tamperdose.stats.paired import pair, paired_difference
+from tamperdose.stats.reproduction import Reproduction, judge_all, judge_difference
 
 
 def between(low: float | None, high: float | None) -> Estimate:

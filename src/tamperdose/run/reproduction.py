@@ -12,10 +12,10 @@ from tamperdose.records import Label, Subset
 from tamperdose.run.compare import compare_pairs
 from tamperdose.run.manifest import read_manifest
 from tamperdose.run.outputs import OUTPUTS, Judged, dose_files, read_outputs
-from tamperdose.stats.reproduction import Reproduction, check_margin, judge_all, judge_difference
 from tamperdose.stats.multiplicity import holm
 from tamperdose.stats.paired import PairedDifference, Pairs, pair
 from tamperdose.stats.rates import check_level
+from tamperdose.stats.reproduction import Reproduction, check_margin, judge_all, judge_difference
 
 MARGIN = 0.10
 """Differences of rates up to this count as the same, unless asked otherwise."""
