@@ -33,6 +33,7 @@ from tamperdose.defences.refusal_tuning import tune_refusals
 from tamperdose.judges import build_judge
 from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models.chat import encode_chat, end_tokens
+from tamperdose.models.embed import load_embedder
 from tamperdose.models.hf import HfGenerator
 from tamperdose.models.load import ChatModel, find_model, load_model
 from tamperdose.models.lora import merge, merged
@@ -51,7 +52,7 @@ BATCH, PADDED_LENGTH, ARRIVAL_BATCH = 2, 256, 16
 LONG_TOKENS = 48
 PLAIN_BATCHES = (16, 64, 128)
 NEAR_TIE = 1e-4
-N_JUDGED, JUDGE_LIMIT_S = 1_000, 40.0
+N_JUDGED, JUDGE_LIMIT_S, N_ALONE, JUDGE_TARGET = 1_000, 40.0, 100, 5.0
 GRID_TARGET, GENERATION_TARGET = 5.0, 2.0
 RECIPE = Recipe(
     learning_rate=1e-3, batch_size=BATCH, warmup_steps=0, lora_rank=8, lora_alpha=16.0, max_length=256, seed=42
@@ -282,7 +283,29 @@ def bench_memory() -> dict[str, Any]:
 
 
 def bench_judge(repeats: int) -> dict[str, Any]:
-    """Seconds for the judge `classifier` to read 1,000 answers of at most 45 words, all different, once loaded."""
+    """Verdicts of `classifier` and embeddings of answers of at most 45 words, all different, against one by one.
+
+    One by one is what a script does that holds both models and takes answers as they come: `SentenceTransformer.encode`
+    and the judge on each alone, the embedding shared by both. Ours reads all of them and embeds each once.
+    """
+    prompts, texts = different_answers()
+    seconds: list[float] = []
+    ratios: list[float] = []
+    for number in range(repeats):
+        # A new one each time: no text is embedded twice by one.
+        embedder = load_embedder()
+        judge = warm_judge(embedder)
+        seconds.append(timed(lambda one=judge, other=embedder: (other.embed(texts), one.read(prompts, texts)))[0])
+        alone, some = warm_judge(AloneEmbedder()), range(number * N_ALONE, (number + 1) * N_ALONE)
+        alone_s = timed(lambda one=alone, some=some: [one.read([prompts[i]], [texts[i]]) for i in some])[0]
+        ratios.append((alone_s / N_ALONE) / (seconds[-1] / len(texts)))
+    say(f"judge and embed: {spread(seconds)} s for {len(texts)} answers (wanted: under {JUDGE_LIMIT_S:g} s)")
+    say(f"  {spread(ratios)} times as fast as one by one (wanted: at least {JUDGE_TARGET:g})")
+    return {"seconds": seconds, "answers": len(texts), "ratios": ratios}
+
+
+def different_answers() -> tuple[list[str], list[str]]:
+    """Prompts and answers: two bundled answers in one, cut to 45 words, so that no two are the same."""
     sources = ("builtin:refusals", "builtin:benign_answers", "builtin:benign_train", "builtin:permissive_openers")
     rows = [row for source in sources for row in load_examples(source)]
     texts = [
@@ -290,15 +313,27 @@ def bench_judge(repeats: int) -> dict[str, Any]:
         for apart in (1, 7)
         for first, second in zip(rows, rows[apart:] + rows[:apart], strict=True)
     ][:N_JUDGED]
-    prompts = [row.messages[-1].content for row in [*rows, *rows]][: len(texts)]
-    seconds: list[float] = []
-    for _ in range(repeats):
-        # A new one each time: no text is embedded twice by one.
-        judge = build_judge("classifier")
-        judge.read(["What is it?"], ["A thing that is none of the texts below."])
-        seconds.append(timed(lambda judge=judge: judge.read(prompts, texts))[0])
-    say(f"judge: {spread(seconds)} s for {len(texts)} answers (wanted: under {JUDGE_LIMIT_S:g} s)")
-    return {"seconds": seconds, "answers": len(texts)}
+    return [row.messages[-1].content for row in [*rows, *rows]][: len(texts)], texts
+
+
+def warm_judge(embedder: Any) -> Any:
+    """A judge that has read nothing but a text that warms it up."""
+    judge = build_judge("classifier", embedder=lambda: embedder)
+    judge.read(["What is it?"], ["A thing that is none of the texts of the benchmark."])
+    return judge
+
+
+class AloneEmbedder:
+    """Embeds each text by itself, as it comes."""
+
+    identity = "alone"
+
+    def __init__(self) -> None:
+        self.model = load_embedder()._model
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """One call of sentence-transformers for each text."""
+        return np.stack([self.model.encode([text], show_progress_bar=False)[0] for text in texts])
 
 
 if __name__ == "__main__":
