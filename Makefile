@@ -54,7 +54,7 @@ check: setup  ## Lint, types, import layers, fast tests.
 test: setup  ## All tests that run without a GPU.
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not gpu"
 
-bench: setup  ## Speed and memory against plain transformers, of the judge and of the audit; about half an hour.
+bench: setup  ## Speed and memory against plain transformers and TRL, of the judge and of the audit; over half an hour.
 	$(BIN)/python benchmarks/bench.py
 
 bench-gpu: setup  ## A 7B model through the whole path on one GPU, under 4 minutes; needs 20 GB of disk.

@@ -1,11 +1,13 @@
-"""Speed and memory, side by side in one run on the same model: `make bench`, under 30 minutes on two cores.
+"""Speed and memory, side by side in one run on the same model: `make bench`, about 35 minutes on two cores.
 
 1. The dose grid (doses 5, 10 and 20, 48 prompts, 32 new tokens) against the source study's procedure in plain
    transformers and peft: every dose trained from scratch, rows padded to 256 tokens, the head over every token,
    prompts in the order they come, the adapter beside the weights while generating.
 2. Generation of short and long answers together against `model.generate` at its best batch size of 16, 64, 128.
 3. Peak memory of the demo's stages, from the system's own accounting of the child process.
-4. Time and peak memory of `score` and `audit` on 10,000 prompts x 12 doses (benchmarks/audit.py).
+4. LoRA training against TRL's `SFTTrainer` (benchmarks/training.py).
+5. The judge `classifier` and embeddings, all answers together against one by one.
+6. Time and peak memory of `score` and `audit` on 10,000 prompts x 12 doses (benchmarks/audit.py).
 
 Ratios are of pairs run one after the other; minimum, median and maximum over the repeats are printed.
 """
@@ -26,7 +28,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from audit import bench_audit
-from common import say, spread, timed
+from common import matmul_rate, say, spread, timed
 from tamperdose.data.examples import load_examples
 from tamperdose.data.prompts import load_prompts
 from tamperdose.defences.refusal_tuning import tune_refusals
@@ -34,8 +36,9 @@ from tamperdose.judges import build_judge
 from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.models.chat import encode_chat, end_tokens
 from tamperdose.models.embed import load_embedder
-from tamperdose.models.hf import HfGenerator
-from tamperdose.models.load import ChatModel, find_model, load_model
+from tamperdose.models.flops import generation_flops
+from tamperdose.models.hf import HfGenerator, shared_prefix
+from tamperdose.models.load import ChatModel, architecture_of, find_model, load_model
 from tamperdose.models.lora import merge, merged
 from tamperdose.models.train import Recipe, Source, train_trajectory
 from tamperdose.records import Example, Label, Prompt, Subset
@@ -53,7 +56,7 @@ LONG_TOKENS = 48
 PLAIN_BATCHES = (16, 64, 128)
 NEAR_TIE = 1e-4
 N_JUDGED, JUDGE_LIMIT_S, N_ALONE, JUDGE_TARGET = 1_000, 40.0, 100, 5.0
-GRID_TARGET, GENERATION_TARGET = 5.0, 2.0
+GRID_TARGET, GENERATION_TARGET = 10.0, 4.0
 RECIPE = Recipe(
     learning_rate=1e-3, batch_size=BATCH, warmup_steps=0, lora_rank=8, lora_alpha=16.0, max_length=256, seed=42
 )
@@ -197,6 +200,7 @@ def bench_generation(chat: ChatModel, repeats: int) -> dict[str, Any]:
     ratios: list[float] = []
     ours: list[str] = []
     theirs: list[str] = []
+    ours_s = 0.0
     for _ in range(repeats):
         ours_s, ours = timed(lambda: our_answers(chat, prompts, LONG_TOKENS))
         theirs_s, theirs = timed(lambda: plain_answers(chat, chat.model, prompts, LONG_TOKENS, batch))
@@ -206,6 +210,11 @@ def bench_generation(chat: ChatModel, repeats: int) -> dict[str, Any]:
     lengths = sorted(len(chat.tokenizer(text)["input_ids"]) for text in ours)
     quartiles = [lengths[len(lengths) * part // 4] for part in (1, 2, 3)]
     say(f"  answers of {statistics.mean(lengths):.0f} tokens on average, quartiles {quartiles}")
+    floor_s, rate = generation_floor(chat, prompts, ours)
+    say(
+        f"  tamperdose takes {ours_s / floor_s:.1f} times the floor of its products, "
+        f"{floor_s:.1f} s at {rate:.0f} GFLOP/s"
+    )
     differing = [place for place, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
     near = sum(is_near_tie(chat, prompts[place], ours[place], theirs[place]) for place in differing)
     say(
@@ -214,6 +223,23 @@ def bench_generation(chat: ChatModel, repeats: int) -> dict[str, Any]:
     )
     say(f"  answers that differ: {len(differing)} of {len(prompts)}, of them at a tie within {NEAR_TIE:g}: {near}")
     return {"ratios": ratios, "plain_s": best, "differing": len(differing), "near_ties": near}
+
+
+def generation_floor(chat: ChatModel, prompts: Sequence[Prompt], answers: Sequence[str]) -> tuple[float, float]:
+    """Seconds that the products alone would take at the machine's rate, and that rate in GFLOP/s.
+
+    The prefix that all prompts share is read once; everything else is counted for every row.
+    """
+    rows = [encode_chat(chat, prompt.messages) for prompt in prompts]
+    shared = shared_prefix(chat, rows)
+    new = [len(chat.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in answers]
+    architecture = architecture_of(chat.model.config)
+    flops = sum(
+        generation_flops(architecture, n_prompt=len(row) - shared, n_new=count)
+        for row, count in zip(rows, new, strict=True)
+    )
+    rate = matmul_rate()
+    return flops / rate, rate / 1e9
 
 
 def is_near_tie(chat: ChatModel, prompt: Prompt, ours: str, theirs: str) -> bool:

@@ -51,9 +51,12 @@ def main(study: Path, folder: Path, figures: str, points: list[str]) -> None:
         _tell({"point": point, "killed": killed, "resumed": resumed, "twice": twice})
 
 
-def blank(_figure: object, path: Path, **_: object) -> None:
-    """In place of drawing."""
-    Path(path).write_bytes(b"blank")
+def blank(_: Any, target: Any, **__: Any) -> None:
+    """In place of drawing: a file or a stream that holds no picture."""
+    if hasattr(target, "write"):
+        target.write(b"blank")
+    else:
+        Path(target).write_bytes(b"blank")
 
 
 def _tell(entry: dict[str, Any]) -> None:

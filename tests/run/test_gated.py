@@ -90,6 +90,9 @@ class PlantedBackend:
 
     says: Says
 
+    def close(self) -> None:
+        pass
+
     def defend(self, *_: Any, **__: Any) -> None:
         return None
 
