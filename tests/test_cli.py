@@ -38,6 +38,7 @@ COMMANDS = (
     "audit",
     "report",
     "compare",
+    "doctor",
 )
 
 

@@ -186,6 +186,18 @@ def check(study: StudyPath, overrides: Overrides = None, as_json: AsJson = False
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has and lacks, and the command that mends it; 1 where the base install is not usable."""
+    from tamperdose.report.doctor import finding_lines, findings_json
+    from tamperdose.run.doctor import examine, is_usable
+
+    findings = examine()
+    _print_json(findings_json(findings)) if as_json else _print_lines(finding_lines(findings))
+    if not is_usable(findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(run_dir: RunPath, as_json: AsJson = False) -> None:
     """Show what a run has done and what is left."""
     from tamperdose.report.plans import print_status
