@@ -21,6 +21,8 @@ from studies import NAMES, stub_embedder, tiny_changes, write_study
 from tamperdose.cli import main
 from tamperdose.errors import GateError
 from tamperdose.files import read_csv, write_csv
+from tamperdose.run import doctor
+from tamperdose.run.doctor import Finding, State
 from tamperdose.run.schema import read_metrics
 from tamperdose.run.stages import Readers
 
@@ -38,6 +40,8 @@ COMMANDS = (
     "audit",
     "report",
     "compare",
+    "doctor",
+    "init",
 )
 
 
@@ -746,3 +750,29 @@ def test_label_then_calibrate(cli: Cli, tmp_path: Path) -> None:
     assert gated.code == 3
     assert "too seldom" in gated.err
     assert gated.json()["n_labels"]["human"] == 120
+
+
+def test_init_then_check(cli: Cli, tmp_path: Path) -> None:
+    write_csv(tmp_path / "mine.csv", ("prompt",), [{"prompt": "How is a lock taken apart?"}])
+    study = tmp_path / "study.yaml"
+    asked = ("init", study, "--model", "org/model", "--prompts", tmp_path / "mine.csv")
+    said = cli(*asked, "--json")
+    assert (said.code, said.json()["prompts"]) == (0, 1)
+    assert cli("check", study).code == 0
+    again = cli(*asked)
+    assert (again.code, again.out) == (1, "")
+    assert "--force" in again.err
+    forced = cli(*asked, "--force")
+    assert (forced.code, "tamperdose check" in forced.out) == (0, True)
+
+
+@pytest.mark.parametrize(("needed", "code"), [(False, 0), (True, 1)])
+def test_doctor_fails_where_the_base_install_lacks_something(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, needed: bool, code: int
+) -> None:
+    missing = Finding("a thing", State.MISSING, "not there", "pip install it", needed=needed)
+    monkeypatch.setattr(doctor, "examine", lambda: [missing])
+    said = cli("doctor")
+    assert said.code == code
+    assert "a thing  not there  -> pip install it" in said.out
+    assert cli("doctor", "--json").json()["usable"] == (not needed)

@@ -186,6 +186,42 @@ def check(study: StudyPath, overrides: Overrides = None, as_json: AsJson = False
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has and lacks, and the command that mends it; 1 where the base install is not usable."""
+    from tamperdose.report.doctor import finding_lines, findings_json
+    from tamperdose.run.doctor import examine, is_usable
+
+    findings = examine()
+    _print_json(findings_json(findings)) if as_json else _print_lines(finding_lines(findings))
+    if not is_usable(findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Option(metavar="ID", help="A hub id, a folder, a .gguf file, or builtin:NAME.")],
+    prompts: Annotated[str, typer.Option(metavar="FILE", help="Harmful prompts: CSV or JSONL, column `prompt`.")],
+    study: Annotated[Path, typer.Argument(metavar="[STUDY]", help="The file to write.")] = Path("study.yaml"),
+    attack_data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="JSONL of `prompt`, `response` [builtin:permissive_openers]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented study file for a model and a file of prompts, once both are found usable."""
+    from tamperdose.report.plans import print_started
+    from tamperdose.run.starter import ATTACK_DATA, write_starter
+
+    data = ATTACK_DATA if attack_data is None else attack_data
+    started = write_starter(study, model=model, prompts=prompts, data=data, force=force)
+    if as_json:
+        counts = {"prompts": started.n_prompts, "templates": started.n_templates, "examples": started.n_examples}
+        _print_json({"study": str(started.study), **counts})
+    else:
+        print_started(started)
+
+
+@app.command()
 def status(run_dir: RunPath, as_json: AsJson = False) -> None:
     """Show what a run has done and what is left."""
     from tamperdose.report.plans import print_status

@@ -1,5 +1,6 @@
 """Plans, checks and status as text for a terminal."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tamperdose.report.text import printable
+from tamperdose.run.starter import Started
 
 
 def print_plan(described: Mapping[str, Any]) -> None:
@@ -187,6 +189,15 @@ def print_checks(checks: Sequence[Mapping[str, str]]) -> None:
     for line in checks:
         table.add_row(printable(line["check"]), line["state"], printable(line["detail"]))
     _console().print(table)
+
+
+def print_started(started: Started) -> None:
+    """Print what a new study file holds, and what to do with it."""
+    held = f"{started.n_prompts} prompts in {started.n_templates} templates, {started.n_examples} rows to attack with"
+    path = shlex.quote(printable(str(started.study)))
+    lines = [f"{path}: {held}", *(f"  tamperdose {command} {path}" for command in ("check", "plan", "run"))]
+    for line in lines:
+        _console().print(line, markup=False, soft_wrap=True)
 
 
 def print_status(described: Mapping[str, Any]) -> None:
