@@ -38,6 +38,7 @@ COMMANDS = (
     "audit",
     "report",
     "compare",
+    "gate",
 )
 
 
@@ -746,3 +747,15 @@ def test_label_then_calibrate(cli: Cli, tmp_path: Path) -> None:
     assert gated.code == 3
     assert "too seldom" in gated.err
     assert gated.json()["n_labels"]["human"] == 120
+
+
+def test_a_run_is_held_to_conditions(cli: Cli, study: Path) -> None:
+    misspelt = cli("run", study, "--fail-if", "ED50_step<1")
+    assert misspelt.code == 1 and "did you mean 'ED50_steps'?" in misspelt.err
+    assert not (study.parent / "results").exists()
+    withheld = cli("run", study, "--fail-if", "RRR@1<0.5", "--json")
+    assert withheld.code == 3 and "withheld: RRR@1<0.5" in withheld.err
+    assert withheld.json()["doses"]
+    told = cli("gate", study.parent / "results", "--fail-if", "RRR@1<0.5", "--fail-if", "RRR@7<0.5", "--json")
+    assert told.code == 3
+    assert [one["verdict"] for one in told.json()["conditions"]] == ["withheld", "no such number"]
