@@ -42,6 +42,7 @@ COMMANDS = (
     "compare",
     "doctor",
     "init",
+    "gate",
 )
 
 
@@ -776,3 +777,15 @@ def test_doctor_fails_where_the_base_install_lacks_something(
     assert said.code == code
     assert "a thing  not there  -> pip install it" in said.out
     assert cli("doctor", "--json").json()["usable"] == (not needed)
+
+
+def test_a_run_is_held_to_conditions(cli: Cli, study: Path) -> None:
+    misspelt = cli("run", study, "--fail-if", "ED50_step<1")
+    assert misspelt.code == 1 and "did you mean 'ED50_steps'?" in misspelt.err
+    assert not (study.parent / "results").exists()
+    withheld = cli("run", study, "--fail-if", "RRR@1<0.5", "--json")
+    assert withheld.code == 3 and "withheld: RRR@1<0.5" in withheld.err
+    assert withheld.json()["doses"]
+    told = cli("gate", study.parent / "results", "--fail-if", "RRR@1<0.5", "--fail-if", "RRR@7<0.5", "--json")
+    assert told.code == 3
+    assert [one["verdict"] for one in told.json()["conditions"]] == ["withheld", "no such number"]

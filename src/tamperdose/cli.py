@@ -44,6 +44,10 @@ Cards = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Print numbers that the audit does not support, with a mark.")]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option("--fail-if", metavar="COND", help='Exit with 3 unless surely not so: "RRR@500<0.5"; repeatable.'),
+]
 Judges = Annotated[str, typer.Option("--judge", metavar="NAME[,NAME]", help="The first is the headline.")]
 ResponseColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the answers.")]
 BaseColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The same in the base, if it differs.")]
@@ -126,11 +130,16 @@ def run(  # noqa: PLR0913 - one parameter per option
     workers: Workers = None,
     as_json: AsJson = False,
     force: Force = False,
+    fail_if: FailIf = None,
 ) -> None:
     """Run a study: defence, attack, answers, verdicts, metrics, audit, figures. Goes on where it was stopped."""
+    from tamperdose.report.conditions import hold, judge_run
     from tamperdose.report.figures import draw_run
+    from tamperdose.run.conditions import parse_condition
     from tamperdose.run.progress import Reporter
 
+    # A misspelt condition is to be missed before the hours of training.
+    conditions = [parse_condition(text) for text in fail_if or []]
     if executor is not Executor.RAY and (address is not None or workers is not None):
         raise typer.BadParameter("--address and --workers go with --executor ray")
     folder = _folder(study, out, limit)
@@ -145,6 +154,34 @@ def run(  # noqa: PLR0913 - one parameter per option
 
         metrics = run_plan(plan, folder, reporter=Reporter(), study_path=study)
     _report(folder, metrics, draw_run(folder), as_json=as_json, force=force)
+    if conditions:
+        judged = judge_run(folder, conditions)
+        if not as_json:
+            _print_lines([one.line() for one in judged if one.passed])
+        hold(judged)
+
+
+@app.command()
+def gate(
+    run_dir: RunPath,
+    fail_if: Annotated[
+        list[str], typer.Option("--fail-if", metavar="COND", help='"ED50_steps<100", "RRR@500<0.5"; repeatable.')
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Hold a finished run to conditions; exits 3 unless every arm's whole interval lies on the passing side."""
+    from tamperdose.report.conditions import hold, judge_run
+    from tamperdose.run.conditions import parse_condition
+
+    judged = judge_run(run_dir, [parse_condition(text) for text in fail_if])
+    if as_json:
+        from dataclasses import asdict
+
+        told = [{"condition": one.condition.text, "verdict": one.verdict} | asdict(one.known) for one in judged]
+        _print_json({"passed": all(one.passed for one in judged), "conditions": told})
+    else:
+        _print_lines([one.line() for one in judged if one.passed])
+    hold(judged)
 
 
 @app.command()
