@@ -352,10 +352,9 @@ def warm_judge(embedder: Any) -> Any:
 class AloneEmbedder:
     """Embeds each text by itself, as it comes."""
 
-    identity = "alone"
-
     def __init__(self) -> None:
-        self.model = load_embedder()._model
+        same = load_embedder()
+        self.identity, self.model = same.identity, same._model
 
     def embed(self, texts: Sequence[str]) -> Any:
         """One call of sentence-transformers for each text."""
