@@ -1,4 +1,4 @@
-"""Speed and memory, side by side in one run on the same model: `make bench`, about 35 minutes on two cores.
+"""Speed and memory, side by side in one run on the same model: `make bench`, over half an hour on two cores.
 
 1. The dose grid (doses 5, 10 and 20, 48 prompts, 32 new tokens) against the source study's procedure in plain
    transformers and peft: every dose trained from scratch, rows padded to 256 tokens, the head over every token,
