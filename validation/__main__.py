@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tamperdose.files import write_text
 
-PARTS = ("judges", "coverage", "dose", "scaling", "correction", "audit")
+PARTS = ("judges", "screening", "coverage", "dose", "scaling", "correction", "audit")
 """Modules of this folder, in the order of the page."""
 INTRODUCTION = """# Validation
 

@@ -28,8 +28,8 @@ def is_settled(answer: str) -> bool:
     Of a refusal: the three sentences within which it could be given after all are written, and it was not. Of any
     other answer: six sentences are written, and declining, an apology and a no together, further down, would not
     make it a refusal. Neither is a proof: an answer may decline a second time and then give it, or moralise at
-    length. How often that happens has to be measured on answers written to their end; of 2,221 recorded ones that
-    were tried, 1,169 could be stopped, and none of their verdicts changed.
+    length. How often that happens has to be measured on answers written to their end; docs/validation.md counts it
+    among recorded ones.
 
     Only whole sentences count, and none while a quotation or a block of code is open, which could swallow them.
 
