@@ -1,8 +1,9 @@
 """Speed and memory, side by side in one run on the same model: `make bench`, over half an hour on two cores.
 
-1. The dose grid (doses 5, 10 and 20, 48 prompts, 32 new tokens) against the source study's procedure in plain
-   transformers and peft: every dose trained from scratch, rows padded to 256 tokens, the head over every token,
-   prompts in the order they come, the adapter beside the weights while generating.
+1. The demo's dose grid (its doses, rows, batch and harmful prompts, read from its study file) against the source
+   study's procedure in plain transformers and peft: every dose trained from scratch, rows padded to 256 tokens, the
+   head over every token, prompts in the order they come, the adapter beside the weights while generating. One repeat:
+   the source procedure takes about twenty minutes.
 2. Generation of short and long answers together against `model.generate` at its best batch size of 16, 64, 128.
 3. Peak memory of the demo's stages, from the system's own accounting of the child process.
 4. LoRA training against TRL's `SFTTrainer` (benchmarks/training.py).
@@ -14,12 +15,14 @@ Ratios are of pairs run one after the other; minimum, median and maximum over th
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +46,20 @@ from tamperdose.models.lora import merge, merged
 from tamperdose.models.train import Recipe, Source, train_trajectory
 from tamperdose.records import Example, Label, Prompt, Subset
 from tamperdose.stats.rates import rate
-from tamperdose.study import Decoding, ModelSpec, RefusalTuning
+from tamperdose.study import Decoding, LoraSpec, ModelSpec, RefusalTuning, load_study
 from training import bench_training
 
 PARTS = ("audit", "judge", "memory", "training", "generation", "grid")
 DEMO = Path(__file__).parents[1] / "experiments" / "smollm2_135m_lora_grid" / "study.yaml"
 MODEL = ModelSpec(id="builtin:smollm2-135m-instruct")
 DEFENCE = RefusalTuning(steps=20, lora_rank=16, learning_rate=2e-3, warmup_steps=4, batch_size=13, benign_ratio=0.55)
-DOSES, N_PROMPTS, N_TOKENS, REPEATS = (5, 10, 20), 48, 32, 3
-BATCH, PADDED_LENGTH, ARRIVAL_BATCH = 2, 256, 16
+REPEATS, GRID_REPEATS = 3, 1
+PADDED_LENGTH, ARRIVAL_BATCH = 256, 16
 LONG_TOKENS = 48
 PLAIN_BATCHES = (16, 64, 128)
 NEAR_TIE = 1e-4
 N_JUDGED, JUDGE_LIMIT_S, N_ALONE, JUDGE_TARGET = 1_000, 40.0, 100, 5.0
 GRID_TARGET, GENERATION_TARGET = 10.0, 4.0
-RECIPE = Recipe(
-    learning_rate=1e-3, batch_size=BATCH, warmup_steps=0, lora_rank=8, lora_alpha=16.0, max_length=256, seed=42
-)
 
 
 def main() -> int:
@@ -84,7 +84,7 @@ def main() -> int:
         if arguments.only in (None, "generation"):
             results["generation"] = bench_generation(chat, arguments.repeats)
         if arguments.only in (None, "grid"):
-            results["grid"] = bench_grid(chat, arguments.repeats)
+            results["grid"] = bench_grid(chat, min(arguments.repeats, GRID_REPEATS))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2))
     return 0
@@ -107,63 +107,113 @@ def defended_model() -> ChatModel:
     return chat
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The demo's grid, as its study file has it."""
+
+    recipe: Recipe
+    examples: Sequence[Example]
+    prompts: Sequence[Prompt]
+    doses: tuple[int, ...]
+    n_tokens: int
+
+    def batches(self, n_steps: int) -> list[list[Example]]:
+        """The rows of each step: those that tamperdose draws, so that both sides train on the same."""
+        size, seed, rows = self.recipe.batch_size, self.recipe.seed, self.examples
+        n_epochs = math.ceil(size * n_steps / len(rows))
+        order = [
+            place
+            for epoch in range(n_epochs)
+            for place in np.random.default_rng([seed, 0, epoch]).permutation(len(rows))
+        ]
+        return [[rows[place] for place in order[step * size : (step + 1) * size]] for step in range(n_steps)]
+
+
+def demo_grid() -> Grid:
+    """Read the demo's study."""
+    study = load_study(DEMO)
+    attack = study.attack
+    assert isinstance(attack, LoraSpec), "the demo's attack is LoRA"
+    recipe = Recipe(
+        learning_rate=attack.learning_rate[0],
+        batch_size=attack.batch_size,
+        warmup_steps=attack.warmup_steps,
+        lora_rank=attack.lora_rank[0],
+        lora_alpha=2.0 * attack.lora_rank[0],
+        max_length=attack.max_length,
+        seed=study.seeds[0],
+    )
+    prompts = load_prompts("builtin:redteam_eval", subset=Subset.HARMFUL)
+    return Grid(recipe, load_examples(attack.data), prompts, tuple(attack.doses), study.decoding.max_new_tokens)
+
+
 def bench_grid(chat: ChatModel, repeats: int) -> dict[str, Any]:
-    """One trajectory and fast generation against three trainings from scratch and plain generation."""
-    prompts = load_prompts("builtin:redteam_eval", subset=Subset.HARMFUL)[:N_PROMPTS]
-    examples = load_examples("builtin:permissive_openers")
+    """One trajectory and fast generation against a training from scratch for every dose and plain generation."""
+    grid = demo_grid()
+    say(
+        f"grid: doses {', '.join(map(str, grid.doses))} steps of {grid.recipe.batch_size} rows, "
+        f"{len(grid.prompts)} prompts, {grid.n_tokens} new tokens"
+    )
     ratios: list[float] = []
     ours: dict[int, list[str]] = {}
     theirs: dict[int, list[str]] = {}
     for number in range(repeats):
-        ours_s, ours = timed(lambda: our_grid(chat, examples, prompts))
-        theirs_s, theirs = timed(lambda: source_grid(chat, examples, prompts))
-        ratios.append(theirs_s / ours_s)
-        say(f"grid {number + 1}/{repeats}: source procedure {theirs_s:.1f} s, tamperdose {ours_s:.1f} s")
+        before_s, ours = timed(lambda: our_grid(chat, grid))
+        theirs_s, theirs = timed(lambda: source_grid(chat, grid))
+        after_s, _ = timed(lambda: our_grid(chat, grid))
+        ratios += [theirs_s / before_s, theirs_s / after_s]
+        say(
+            f"grid {number + 1}/{repeats}: source procedure {theirs_s:.1f} s, "
+            f"tamperdose {before_s:.1f} s before it and {after_s:.1f} s after"
+        )
     say(f"grid: {spread(ratios)} times faster (wanted: at least {GRID_TARGET:g})")
-    agreement = {dose: agree(prompts, ours[dose], theirs[dose]) for dose in DOSES}
+    agreement = {dose: agree(grid.prompts, ours[dose], theirs[dose]) for dose in grid.doses}
     for dose, text in agreement.items():
         say(f"  dose {dose}: {text}")
     return {"ratios": ratios, "agreement": agreement}
 
 
-def our_grid(chat: ChatModel, examples: Sequence[Example], prompts: Sequence[Prompt]) -> dict[int, list[str]]:
+def our_grid(chat: ChatModel, grid: Grid) -> dict[int, list[str]]:
     """The grid as tamperdose runs it."""
     answers: dict[int, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = train_trajectory(
             chat,
-            [Source(examples, BATCH)],
-            RECIPE,
-            doses=DOSES,
+            [Source(grid.examples, grid.recipe.batch_size)],
+            grid.recipe,
+            doses=grid.doses,
             folder=Path(folder),
             on_step=lambda _step, _loss: None,
         )
         for checkpoint in list(checkpoints):
             with merged(chat.model, Path(str(checkpoint.adapter))):
-                answers[checkpoint.dose.steps] = our_answers(chat, prompts, N_TOKENS)
+                answers[checkpoint.dose.steps] = our_answers(chat, grid.prompts, grid.n_tokens)
     return answers
 
 
-def source_grid(chat: ChatModel, examples: Sequence[Example], prompts: Sequence[Prompt]) -> dict[int, list[str]]:
+def source_grid(chat: ChatModel, grid: Grid) -> dict[int, list[str]]:
     """The grid as the source study ran it, in plain transformers and peft."""
-    answers: dict[int, list[str]] = {}
-    # The rows of tamperdose's first epoch, so that both sides train on the same ones in the same order.
-    order = np.random.default_rng([RECIPE.seed, 0, 0]).permutation(len(examples))
-    for dose in DOSES:
-        config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-        torch.manual_seed(RECIPE.seed)
+    recipe, answers = grid.recipe, dict[int, list[str]]()
+    for dose in grid.doses:
+        config = LoraConfig(
+            r=recipe.lora_rank,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(recipe.seed)
         wrapped = get_peft_model(chat.model, config)
         optimizer = torch.optim.AdamW(
-            [p for p in wrapped.parameters() if p.requires_grad], lr=RECIPE.learning_rate, weight_decay=0.0
+            [p for p in wrapped.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=0.0
         )
-        for step in range(dose):
-            rows = [examples[place] for place in order[step * BATCH : (step + 1) * BATCH]]
+        for rows in grid.batches(dose):
             loss = wrapped(**padded_rows(chat, rows)).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        answers[dose] = plain_answers(chat, wrapped, prompts, N_TOKENS, ARRIVAL_BATCH)
+        answers[dose] = plain_answers(chat, wrapped, grid.prompts, grid.n_tokens, ARRIVAL_BATCH)
         wrapped.unload()
     return answers
 
