@@ -194,10 +194,11 @@ def our_grid(chat: ChatModel, grid: Grid) -> dict[int, list[str]]:
 def source_grid(chat: ChatModel, grid: Grid) -> dict[int, list[str]]:
     """The grid as the source study ran it, in plain transformers and peft."""
     recipe, answers = grid.recipe, dict[int, list[str]]()
+    assert recipe.lora_rank is not None, "the demo trains an adapter"
     for dose in grid.doses:
         config = LoraConfig(
             r=recipe.lora_rank,
-            lora_alpha=recipe.lora_alpha,
+            lora_alpha=int(recipe.lora_alpha),
             lora_dropout=0.0,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
