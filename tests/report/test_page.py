@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -23,6 +24,7 @@ from tamperdose.report.page.markdown import write_markdown
 from tamperdose.report.text import MARK, WITHHELD, revealed
 from tamperdose.run.gates import CONTROL_COLUMNS, GATE_COLUMNS
 from tamperdose.run.progress import Reporter
+from tamperdose.run.response import RESPONSE_COLUMNS
 from tamperdose.run.score import Scoring, read_recording, score_recordings
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -265,6 +267,18 @@ def test_a_damaged_file_of_answers_is_told(run: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("compliance", "perhaps"), encoding="utf-8")
     with pytest.raises(DataError, match=r"4\.csv data row 1 cannot be read"):
         write_page(run)
+
+
+@pytest.mark.parametrize("write", [write_page, write_markdown])
+def test_a_damaged_fit_is_told(run: Path, write: Callable[[Path], Path]) -> None:
+    row = dict.fromkeys(RESPONSE_COLUMNS, "") | {"arm": "an-arm-s42", "judge": JUDGES[0], "metric": "ED50_steps"}
+    row |= {"value": 3.0, "level": 0.95, "bracket_low": 2, "bracket_high": 4, "scope": "trajectory", "n_seeds": 1}
+    write_csv(run / "dose_response.csv", RESPONSE_COLUMNS, [row])
+    dose = {"ED50": {"bracket_high": 4}}
+    fit = {"judge": JUDGES[0], "arm": "an-arm-s42", "doses": [0, None], "effective_doses": dose}
+    write_json(run / "dose_response.json", {"fits": [fit]})
+    with pytest.raises(DataError, match="is damaged"):
+        write(run)
 
 
 def test_markdown_for_a_system_card(run: Path) -> None:
