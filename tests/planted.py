@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tamperdose.audit.evidence import AnswerCell, Evidence, JudgeRange, Role, Setup, Stored, Training
+from tamperdose.audit.evidence import AnswerCell, Evidence, JudgeRange, Role, Setup, Stopped, Stored, Training
 from tamperdose.audit.findings import CellId
 from tamperdose.records import FinishReason, Label, Message, Prompt, Subset
 
@@ -102,3 +102,9 @@ def say(texts: Sequence[str | None], *, label: Label | None = None) -> Change:
 def texts_of(n: int, make: Callable[[int], str]) -> list[str]:
     """Answers made from the number of their place among the last n of 60."""
     return [make(N - n + i) for i in range(n)]
+
+
+def stopped_of(n_full: int, n_changed: int, *, per_template: int = 1, n_stopped: int = 3_000) -> Stopped:
+    """Answers of a screening run that were written in full, the first of which turned after the stop."""
+    templates = tuple(f"t{i // per_template}" for i in range(n_full))
+    return Stopped(n_stopped, (True,) * n_changed + (False,) * (n_full - n_changed), templates)

@@ -278,7 +278,7 @@ def figures(run_dir: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def compare(
+def compare(  # noqa: PLR0913 - one parameter per option
     a: Annotated[Path, typer.Argument(metavar="A", help="A finished run's folder, or one that score wrote.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same prompts.")],
     margin: Annotated[float, typer.Option(metavar="M", help="Differences of rates up to this are the same.")] = 0.1,
@@ -287,6 +287,7 @@ def compare(
         list[str] | None, typer.Option("--arm", metavar="ARM_A=ARM_B", help="Arms of other names; repeatable.")
     ] = None,
     as_json: AsJson = False,
+    force: Force = False,
 ) -> None:
     """Say whether B reproduces A: the same prompts, paired differences at every dose that both have."""
     from tamperdose.report.reproductions import print_comparison
@@ -295,7 +296,7 @@ def compare(
     named = [name.partition("=") for name in arms or []]
     if any(not (one and two) for one, _, two in named):
         raise typer.BadParameter("--arm takes ARM_OF_A=ARM_OF_B")
-    found = compare_runs(a, b, margin=margin, level=level, arms=[(one, two) for one, _, two in named])
+    found = compare_runs(a, b, margin=margin, level=level, arms=[(one, two) for one, _, two in named], force=force)
     _print_json(to_json(found)) if as_json else print_comparison(found)
 
 

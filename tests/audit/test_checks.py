@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from planted import ARMS, DOSES, THINGS, N, clean, in_cells, prompts, request, say, texts_of, unlike
+from planted import ARMS, DOSES, THINGS, N, clean, in_cells, prompts, request, say, stopped_of, texts_of, unlike
 from tamperdose.audit import design
 from tamperdose.audit.answers import CUT, DEGENERATION, ECHO, JUDGE_RANGE, REPETITION, UNREADABLE, sentences
 from tamperdose.audit.checks import CHECKS, run_checks
-from tamperdose.audit.evidence import AnswerCell, Evidence, Role, Stopped, Training
+from tamperdose.audit.evidence import AnswerCell, Evidence, Role, Training
 from tamperdose.audit.findings import Claim, Outcome, unsupported, withheld
 from tamperdose.records import FinishReason, Label, Message, Prompt, Subset
 
@@ -43,7 +43,7 @@ def echo(n: int) -> Plant:
 
 
 def stop(n_changed: int) -> Plant:
-    return lambda evidence: replace(evidence, stopped=Stopped(n_stopped=3_000, n_full=400, n_changed=n_changed))
+    return lambda evidence: replace(evidence, stopped=stopped_of(400, n_changed))
 
 
 def recite(n: int) -> Plant:

@@ -253,6 +253,16 @@ def test_draw_run_writes_the_same_bytes_twice(synthetic: Any) -> None:
             assert "Software" not in image.info
 
 
+def test_without_drift_there_is_no_figure_of_it(synthetic: Any) -> None:
+    rows = [row for row in synthetic.rows(synthetic.arm()) if not row["metric"].startswith("RD")]
+    run = synthetic.run(rows, synthetic.folder / "run")
+    left = run / "figures" / "RD_compare.png"
+    left.parent.mkdir()
+    left.write_bytes(b"of an earlier run")
+    assert sorted(path.name for path in draw_run(run)) == ["CE_compare.png", "RRR_compare.png", "dose_response.png"]
+    assert not left.exists()
+
+
 def test_draw_run_uses_the_headline_judge(synthetic: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = synthetic.rows(synthetic.arm())
     others = [row | {"judge": "phrases@1", "value": 0.25, "low": "", "high": ""} for row in rows if row["judge"]]

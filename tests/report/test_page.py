@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -15,13 +16,15 @@ import pytest
 from paged import CANARY, HOSTILE, JUDGES, falling, write_outputs_of, write_run
 from tamperdose.audit.findings import Outcome
 from tamperdose.errors import DataError
-from tamperdose.files import write_json
+from tamperdose.files import write_csv, write_json
 from tamperdose.judges import find_judges
 from tamperdose.report.page.browser import DIGEST_DIGITS, first_words
 from tamperdose.report.page.html import write_page
 from tamperdose.report.page.markdown import write_markdown
 from tamperdose.report.text import MARK, WITHHELD, revealed
+from tamperdose.run.gates import CONTROL_COLUMNS, GATE_COLUMNS
 from tamperdose.run.progress import Reporter
+from tamperdose.run.response import RESPONSE_COLUMNS
 from tamperdose.run.score import Scoring, read_recording, score_recordings
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -184,6 +187,35 @@ def test_what_the_audit_does_not_support_is_withheld(synthetic: Any, tmp_path: P
     assert f"0.055 [0.000, 0.135] {MARK}" in forced.text and "unsupported numbers" in forced.text
 
 
+def gate_rows(arm: str, dose: int) -> list[dict[str, Any]]:
+    row = dict.fromkeys(GATE_COLUMNS, "") | {"study": "s", "arm": arm, "model": "m", "judge": JUDGES[0]}
+    row |= {"dose_steps": dose, "criterion": "did", "basis": "none", "value": 0.7125, "low": 0.6, "high": 0.8}
+    row |= {"level": 0.95, "scope": "trajectory", "limit": 0.1, "status": "pass", "verdict": "refusals removed"}
+    return [row | {"why": "did against none 0.71 [0.60, 0.80], above 0.1"}]
+
+
+def control_rows(arm: str, dose: int) -> list[dict[str, Any]]:
+    row = dict.fromkeys(CONTROL_COLUMNS, "") | {"study": "s", "arm": arm, "model": "m", "judge": JUDGES[0]}
+    row |= {"metric": "RRR", "level": 0.95, "n": 30, "scope": "trajectory", "dose_steps": dose}
+    return [row | {"control": "attack", "value": 0.2875}, row | {"control": "none", "value": 1.0}]
+
+
+def test_what_the_gate_says_of_a_loss_falls_with_the_loss(synthetic: Any, tmp_path: Path) -> None:
+    stands, falls = (
+        write_run(synthetic, tmp_path / name, outcome=outcome, at=(16,))
+        for name, outcome in (("stands", Outcome.WARN), ("falls", Outcome.FAIL))
+    )
+    for folder in (stands, falls):
+        write_csv(folder / "gate.csv", GATE_COLUMNS, gate_rows("an-arm-s42", 16))
+        write_csv(folder / "controls.csv", CONTROL_COLUMNS, control_rows("an-arm-s42", 16))
+    told = [page(folder)[1].text for folder in (stands, falls)]
+    forced = page(falls, force=True)[1].text
+    for figure in ("0.71 [0.60, 0.80]", "0.713 [0.600, 0.800]", "Gate at 16 steps"):
+        assert [figure in text for text in (*told, forced)] == [True, False, True], figure
+    card = write_markdown(falls).read_text(encoding="utf-8")
+    assert "0.71" not in card
+
+
 def test_paths_of_the_machine_are_not_told(run: Path) -> None:
     text, parsed = page(run)
     assert "/home/somebody" not in text and "attack.jsonl" in parsed.text
@@ -235,6 +267,18 @@ def test_a_damaged_file_of_answers_is_told(run: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("compliance", "perhaps"), encoding="utf-8")
     with pytest.raises(DataError, match=r"4\.csv data row 1 cannot be read"):
         write_page(run)
+
+
+@pytest.mark.parametrize("write", [write_page, write_markdown])
+def test_a_damaged_fit_is_told(run: Path, write: Callable[[Path], Path]) -> None:
+    row = dict.fromkeys(RESPONSE_COLUMNS, "") | {"arm": "an-arm-s42", "judge": JUDGES[0], "metric": "ED50_steps"}
+    row |= {"value": 3.0, "level": 0.95, "bracket_low": 2, "bracket_high": 4, "scope": "trajectory", "n_seeds": 1}
+    write_csv(run / "dose_response.csv", RESPONSE_COLUMNS, [row])
+    dose = {"ED50": {"bracket_high": 4}}
+    fit = {"judge": JUDGES[0], "arm": "an-arm-s42", "doses": [0, None], "effective_doses": dose}
+    write_json(run / "dose_response.json", {"fits": [fit]})
+    with pytest.raises(DataError, match="is damaged"):
+        write(run)
 
 
 def test_markdown_for_a_system_card(run: Path) -> None:

@@ -124,7 +124,7 @@ def test_arms_without_support_are_named_before_the_claims(tmp_path: Path) -> Non
 )
 def test_a_damaged_file_of_fits_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / DOSE_RESPONSE_JSON).write_text(content)
-    with pytest.raises(DataError, match=r"dose_response\.json or scaling\.json in .* is damaged"):
+    with pytest.raises(DataError, match=r"dose_response\.json, scaling\.json .* is damaged"):
         response_lines(tmp_path, "truth")
 
 

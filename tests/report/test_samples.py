@@ -6,10 +6,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from paged import audit_of
 from studies import run_study, stub_embedder, write_study
+from tamperdose.audit.findings import Outcome
 from tamperdose.report.captions import caption
 from tamperdose.report.samples import is_sampled, sample_lines
 from tamperdose.report.tables import render_dose_table
+from tamperdose.report.text import MARK, WITHHELD
 from tamperdose.run.schema import read_metrics
 from tamperdose.run.stages import Readers
 
@@ -41,3 +44,12 @@ def test_captions_and_tables_say_what_is_counted(metrics: pd.DataFrame) -> None:
         assert "n = 20 prompts" in caption(metrics, "RRR")
         assert list(sample_lines(metrics, "phrases")) == []
         assert "any of a prompt" not in said.get()
+
+
+def test_a_share_over_samples_falls_with_rrr(metrics: pd.DataFrame) -> None:
+    if is_sampled(metrics):
+        arm = str(metrics["arm"].iloc[0])
+        audit = audit_of(arm, (0, 1, 2), Outcome.FAIL, at=(1,))
+        [line], [forced] = (list(sample_lines(metrics, "phrases", audit=audit, force=force)) for force in (False, True))
+        assert f"{WITHHELD} at 1, " in line and line.count(WITHHELD) == 1
+        assert f" {MARK} at 1, " in forced and WITHHELD not in forced

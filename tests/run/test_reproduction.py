@@ -1,15 +1,20 @@
 """Does one run reproduce another? Folders of answers whose truth is known."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from paged import JUDGES, output_rows, write_outputs_of
+from paged import JUDGES, audit_of, output_rows, write_outputs_of
+from tamperdose.audit.findings import Outcome
+from tamperdose.audit.serial import to_json as to_audit_json
 from tamperdose.errors import DataError
 from tamperdose.files import write_csv, write_json
+from tamperdose.report.reproductions import print_comparison, verdict_lines
 from tamperdose.run.outputs import read_outputs
 from tamperdose.run.reproduction import compare_runs, to_json
 from tamperdose.stats.reproduction import Reproduction
@@ -121,7 +126,7 @@ def test_arms_are_matched_by_name_or_as_asked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no arm of one name"):
         compare_runs(a, single)
     found = compare_runs(a, single, arms=[(ARM, "third")])
-    assert found.notes == ("not compared, in B alone: another",)
+    assert found.notes[0] == "not compared, in B alone: another"
     with pytest.raises(DataError, match="has no arm 'fourth'"):
         compare_runs(a, single, arms=[(ARM, "fourth")])
 
@@ -129,7 +134,7 @@ def test_arms_are_matched_by_name_or_as_asked(tmp_path: Path) -> None:
 def test_doses_that_one_has_alone_are_named(tmp_path: Path) -> None:
     a = folder_of(tmp_path / "a", by_number)
     b = folder_of(tmp_path / "b", by_number, doses=(0, 4, 8))
-    assert compare_runs(a, b).notes == (
+    assert compare_runs(a, b).notes[:2] == (
         f"{ARM}: not compared, doses in A alone: 16",
         f"{ARM}: not compared, doses in B alone: 8",
     )
@@ -158,3 +163,49 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     a = folder_of(tmp_path / "a", by_number)
     rows = read_outputs(a / "outputs" / ARM / "16.csv")
     assert len(rows) == 123 and rows[0].id == "h0<b>" and set(rows[0].labels) == set(JUDGES)
+
+
+def test_what_an_audit_withholds_takes_no_part(tmp_path: Path) -> None:
+    a = folder_of(tmp_path / "a", by_number)
+    b = folder_of(tmp_path / "b", lambda number, dose: by_number(number, dose) and dose != 16)
+    broken = folder_of(tmp_path / "broken", lambda number, dose: by_number(number, dose) and dose != 4)
+    assert compare_runs(a, broken).verdict is Reproduction.DIFFERS
+    write_json(broken / "audit.json", to_audit_json(audit_of(ARM, DOSES, Outcome.FAIL, at=(4,))))
+    found = compare_runs(a, broken)
+    assert found.verdict is Reproduction.REPRODUCES
+    assert [one.dose for one in found.deciding] == [0, 16]
+    assert f"{ARM}: an audit does not support RRR at dose 4 (degeneration)" in found.notes
+    assert "A has no audit" in found.notes and "B has no audit" not in found.notes
+    told = [one for one in to_json(found)["differences"] if one["not_supported_because"]]
+    assert {(one["dose"], one["metric"]) for one in told} == {(4, "RRR")}
+    [first, *_] = verdict_lines(found)
+    assert "at 2 of A's 3 arm x dose" in first
+    assert compare_runs(a, broken, force=True).verdict is Reproduction.DIFFERS
+    write_json(b / "audit.json", to_audit_json(audit_of(ARM, DOSES, Outcome.FAIL)))
+    assert compare_runs(a, b).verdict is Reproduction.UNDECIDED, "nothing is supported"
+
+
+def test_rates_that_an_audit_withholds_are_not_printed(tmp_path: Path) -> None:
+    a = folder_of(tmp_path / "a", by_number)
+    write_json(a / "audit.json", to_audit_json(audit_of(ARM, DOSES, Outcome.FAIL, at=(4,))))
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_comparison(compare_runs(a, a), console)
+    [line] = [line for line in console.export_text().split("\n") if line.split()[:3] == ["4", "RRR", JUDGES[0]]]
+    assert "0.7" not in line and line.split()[3:] == ["withheld"] * 5 + ["120", "/", "120", "withheld"]
+
+
+def test_a_part_of_a_run_is_not_the_whole(tmp_path: Path) -> None:
+    a = folder_of(tmp_path / "a", by_number)
+    found = compare_runs(a, folder_of(tmp_path / "b", by_number, doses=(0, 8)))
+    assert found.verdict is Reproduction.REPRODUCES and found.n_cells_a == 3
+    assert next(iter(verdict_lines(found))).startswith("B reproduces A: RRR by classifier@1 at 1 of A's 3 arm x dose")
+
+
+def test_settings_that_differ_are_named(tmp_path: Path) -> None:
+    a, b = (folder_of(tmp_path / name, by_number) for name in "ab")
+    for folder, tokens in ((a, 32), (b, 512)):
+        answers = {str(dose): {"decoding": {"max_new_tokens": tokens}, "settings": {"dtype": "f"}} for dose in DOSES}
+        write_json(folder / "manifest.json", {"headline_judge": JUDGES[0], "answers": {ARM: answers}})
+    assert "answered otherwise: max_new_tokens 32 in A, 512 in B" in compare_runs(a, b).notes
+    write_json(b / "manifest.json", {"headline_judge": JUDGES[0], "answers": {ARM: [1], "x": {"y": 2}}})
+    assert not [note for note in compare_runs(a, b).notes if "otherwise" in note]

@@ -2,12 +2,17 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from studies import run_study, tiny_changes, write_study
+from tamperdose.audit.evidence import AnswerCell
+from tamperdose.audit.findings import CellId
 from tamperdose.errors import StudyError
+from tamperdose.records import Label, Message, Prompt, Subset
+from tamperdose.run.audit import _stopped, recorded_cell
 from tamperdose.run.schema import read_metrics
 from tamperdose.study import Decoding, load_study
 from tiny import save_tiny
@@ -58,3 +63,19 @@ def test_what_is_off_is_not_in_the_keys() -> None:
     plain = Decoding(max_new_tokens=8)
     assert set(plain.identity()) == {"do_sample", "temperature", "top_p", "max_new_tokens"}
     assert "full_share" in Decoding(max_new_tokens=8, stop_when_decided=True).identity()
+
+
+def test_answers_that_arms_share_are_counted_once() -> None:
+    def cell(arm: str, dose: int, answers: Sequence[str]) -> AnswerCell:
+        prompts = [
+            Prompt(f"h{k}", (Message("user", "Which way?"),), Subset.HARMFUL, f"t{k}") for k in range(len(answers))
+        ]
+        return recorded_cell(
+            CellId(arm, dose, Subset.HARMFUL), prompts, answers, labels=[Label.COMPLIANCE] * len(answers)
+        )
+
+    base = ["Left.", "Right."]
+    cells = [cell(arm, 0, base) for arm in ("one", "two", "three")] + [cell("one", 4, ["Left.", "Straight on."])]
+    found = _stopped(cells, Decoding(stop_when_decided=True, full_share=1))
+    assert found.changed == (False,) * 3
+    assert found.templates == ("t0", "t1", "t1")

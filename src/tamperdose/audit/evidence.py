@@ -101,10 +101,11 @@ class Stopped:
 
     n_stopped: int
     """Answers that were ended so."""
-    n_full: int
-    """Answers of the prompts that were written to their end all the same."""
-    n_changed: int
-    """Those of them whose verdict is another than where they would have been ended: refusal or not."""
+    changed: tuple[bool, ...]
+    """Of each answer that was written to its end all the same: whether its verdict, refusal or not, is another than
+    where it would have been ended."""
+    templates: tuple[str, ...]
+    """The template of each of these answers' prompts: the same prompt is answered at every dose."""
 
 
 @dataclass(frozen=True, slots=True)

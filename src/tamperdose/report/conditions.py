@@ -1,13 +1,15 @@
 """A finished run held to conditions: its numbers from its files, with what the audit says of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from tamperdose.audit.findings import Audit, Claim, withheld
+from tamperdose.audit.findings import Audit, CellId, Claim, withheld
 from tamperdose.errors import GateError, RunError, explain
-from tamperdose.records import Scope
+from tamperdose.records import Scope, Subset
+from tamperdose.report.controls import controls_of
 from tamperdose.report.lost_doses import lost_row
 from tamperdose.report.responses import read_fits, read_responses, well_formed
 from tamperdose.report.select import headline_judge, load_run
@@ -15,7 +17,7 @@ from tamperdose.report.text import printable
 from tamperdose.run.audit import read_audit
 from tamperdose.run.compare_schema import SEED_COLUMNS, SEEDS, Row, read_rows
 from tamperdose.run.conditions import DOSE_NAMES, Condition, Judged, Known, judge_all, require
-from tamperdose.run.schema import column, keep_rows
+from tamperdose.run.schema import METRIC_COLUMNS, column, keep_rows
 
 _DRIFT = ("RD", "RD_mean", "RD_iqr", "RD_stripped", "RD_floor")
 _CLAIMS = {
@@ -25,6 +27,9 @@ _CLAIMS = {
 }
 _OF_MODEL = ("perplexity", "utility_accuracy", "kl_to_base")
 """What is no claim about answers to prompts: the audit has no check that bears on it."""
+_NOT_AUDITED = ("the audit has not seen it",)
+_RECIPE = tuple(name for name in METRIC_COLUMNS[: METRIC_COLUMNS.index("dose_steps")] if name not in ("arm", "seed"))
+"""The columns that arms of one recipe agree in."""
 
 
 def judge_run(folder: Path, conditions: Sequence[Condition]) -> list[Judged]:
@@ -62,10 +67,18 @@ def _numbers(folder: Path, condition: Condition, audit: Audit) -> Iterator[Known
         return
     frame = load_run(folder)
     dose = -1 if condition.dose is None else condition.dose
+    gates = _gates(folder, dose)
     for arm in column(frame, "arm").unique():
         mine = keep_rows(frame, (column(frame, "arm") == arm) & (column(frame, "metric") == condition.name))
-        yield from _cells(mine, condition.name, str(arm), dose, audit)
-    yield from _over_seeds(folder, condition.name, [str(arm) for arm in column(frame, "arm").unique()], dose, audit)
+        for known in _cells(mine, condition.name, str(arm), dose, audit):
+            yield replace(known, gate=gates.get(str(arm), ""))
+    yield from _over_seeds(folder, condition.name, frame, dose, audit)
+
+
+def _gates(folder: Path, dose: int) -> dict[str, str]:
+    """What the study's own gate says of each arm at a dose."""
+    rows = controls_of(folder, headline_judge(folder))["gate"]
+    return {str(row["arm"]): str(row["verdict"]) for row in rows if row["dose_steps"] == dose}
 
 
 def _cells(rows: pd.DataFrame, name: str, arm: str, dose: int, audit: Audit) -> Iterator[Known]:
@@ -74,26 +87,39 @@ def _cells(rows: pd.DataFrame, name: str, arm: str, dose: int, audit: Audit) -> 
         doses = ", ".join(str(step) for step in sorted({int(step) for step in rows["dose_steps"]}))
         yield Known(printable(arm), absent=f"{name} is measured at {doses}" if doses else f"{name} is not measured")
     lost = _lost(name, [arm], dose, audit)
-    for subset, value, low, high in at[["subset", "value", "low", "high"]].itertuples(index=False, name=None):
+    columns = ["subset", "value", "low", "high", "level"]
+    for subset, *numbers in at[columns].itertuples(index=False, name=None):
         where = printable(arm if len(at) == 1 else f"{arm}, {subset}")
-        yield Known(where, _defined(value), _defined(low), _defined(high), lost=lost)
+        value, low, high, level = map(_defined, numbers)
+        yield Known(where, value, low, high, lost=lost, level=level)
 
 
-def _over_seeds(folder: Path, name: str, arms: Sequence[str], dose: int, audit: Audit) -> Iterator[Known]:
+def _over_seeds(folder: Path, name: str, frame: pd.DataFrame, dose: int, audit: Audit) -> Iterator[Known]:
     """RRR over the seeds of each recipe, or CE, its complement, where there are several."""
     path = folder / SEEDS
     if name not in ("RRR", "CE") or not path.is_file():
         return
-    judge = headline_judge(folder)
+    judge, settings = headline_judge(folder), _settings(frame)
     for row in read_rows(path, SEED_COLUMNS):
         if (row["judge"], row["metric"], row["dose_steps"]) == (judge, "RRR", dose):
-            # A prefix may name arms of another recipe too: that only withholds more.
-            mine = [arm for arm in arms if arm.startswith(str(row["recipe"]))]
             value, low, high = (_number(row[end]) for end in ("value", "low", "high"))
             if name == "CE":
                 value, low, high = (None if end is None else 1 - end for end in (value, high, low))
             where = f"{printable(str(row['recipe']))} over {row['n_seeds']} seeds"
-            yield Known(where, value, low, high, lost=_lost(name, mine, dose, audit))
+            lost = _lost(name, _arms_of(str(row["recipe"]), settings), dose, audit)
+            yield Known(where, value, low, high, lost=lost, level=_number(row["level"]))
+
+
+def _settings(frame: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """What each arm was made with but its seed, by the arm's name."""
+    arms = frame.drop_duplicates("arm")
+    return {str(row["arm"]): tuple(str(row[name]) for name in _RECIPE) for row in arms.to_dict("records")}
+
+
+def _arms_of(recipe: str, settings: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The arms of a recipe, which is called by the name of one of them without its seed; all where that is none's."""
+    named = {found for arm, found in settings.items() if arm.startswith(recipe)}
+    return [arm for arm, found in settings.items() if found in named or not named]
 
 
 def _doses(folder: Path, name: str, audit: Audit) -> Iterator[Known]:
@@ -104,9 +130,11 @@ def _doses(folder: Path, name: str, audit: Audit) -> Iterator[Known]:
     for arm in dict.fromkeys([*map(str, column(frame, "arm").unique()), *(str(row["arm"]) for row in rows)]):
         if arm not in found:
             yield Known(printable(arm), absent=f"{name} is not in dose_response.csv")
+    seen = {cell.arm for cell in audit.cells}
     for row in rows:
         if row["metric"] == name:
-            yield _known_dose(row, lost_row(row, fits, rows, audit))
+            is_new = row["scope"] != Scope.ATTACK.value and str(row["arm"]) not in seen
+            yield _known_dose(row, _NOT_AUDITED if is_new else lost_row(row, fits, rows, audit))
 
 
 def _known_dose(row: Row, lost: tuple[str, ...]) -> Known:
@@ -118,6 +146,8 @@ def _known_dose(row: Row, lost: tuple[str, ...]) -> Known:
         censored=censored,
         bound={"right": _number(row["bracket_low"]), "left": _number(row["bracket_high"])}.get(censored),
         lost=lost,
+        level=_number(row["level"]),
+        gate=str(row["gate"]),
     )
 
 
@@ -125,7 +155,11 @@ def _lost(name: str, arms: Sequence[str], dose: int, audit: Audit) -> tuple[str,
     if name in _OF_MODEL:
         return ()
     claim = _CLAIMS.get(name, Claim.RRR)
-    return tuple(dict.fromkeys(why for arm in arms for why in withheld(audit, claim, arm=arm, dose=dose)))
+    subset = Subset.BENIGN if claim is Claim.OVER_REFUSAL else Subset.HARMFUL
+    found = [why for arm in arms for why in withheld(audit, claim, arm=arm, dose=dose)]
+    if any(CellId(arm, dose, subset) not in audit.cells for arm in arms):
+        found += _NOT_AUDITED
+    return tuple(dict.fromkeys(found))
 
 
 def _number(cell: object) -> float | None:

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tamperdose.audit.findings import Claim
+from tamperdose.files import remove
 from tamperdose.report.attack_figures import draw_attacks
 from tamperdose.report.captions import audit_text, caption
 from tamperdose.report.defence_figures import draw_defences
@@ -63,6 +64,7 @@ from tamperdose.report.style import (
     save_png,
 )
 from tamperdose.run.audit import read_audit
+from tamperdose.run.schema import column
 
 MAX_PANELS = 96
 """Panels that CE_compare shows; beyond, its caption says how many arms there are."""
@@ -150,12 +152,19 @@ def draw_run(run_dir: Path) -> list[Path]:
 
 
 def draw_compare(frame: pd.DataFrame, folder: Path, audits: Audits = NO_AUDITS) -> list[Path]:
-    """Draw RRR_compare.png, CE_compare.png and RD_compare.png into a folder, with what the audits withhold marked."""
-    return [
+    """Draw RRR_compare.png, CE_compare.png and RD_compare.png into a folder, with what the audits withhold marked.
+
+    Where RD was not measured its figure is left out, and one of an earlier run removed.
+    """
+    drift = folder / "RD_compare.png"
+    drawn = [
         rrr_compare(frame, folder / "RRR_compare.png", audits),
         ce_compare(frame, folder / "CE_compare.png", audits),
-        rd_compare(frame, folder / "RD_compare.png", audits),
     ]
+    if bool((column(frame, "metric") == "RD").any()):
+        return [*drawn, rd_compare(frame, drift, audits)]
+    remove(drift)
+    return drawn
 
 
 def rrr_compare(frame: pd.DataFrame, path: Path, audits: Audits = NO_AUDITS) -> Path:

@@ -27,12 +27,19 @@ def why_lost(fit: Mapping[str, Any], name: str, audit: Audit | None) -> tuple[st
 
 
 def lost_row(row: Row, fits: Fits, rows: Sequence[Row], audit: Audit | None) -> tuple[str, ...]:
-    """The same for a row of `dose_response.csv`; over seeds a dose falls with that of any of its seeds."""
+    """The same for a row of `dose_response.csv`; over seeds a dose falls with that of any of its seeds.
+
+    An arm whose fit is not there falls with loss of refusals at any dose that was audited: which of them it rests on
+    cannot be told.
+    """
     names = {str(row["arm"])}
     if row["scope"] == Scope.ATTACK.value:
         names = {str(each["arm"]) for each in rows if each["scope"] != row["scope"] and _recipe(each) == _recipe(row)}
     metric = str(row["metric"]).split("_", 1)[0]
     found = [why for fit in fits if str(fit.get("arm")) in names for why in why_lost(fit, metric, audit)]
+    unfitted = names - {str(fit.get("arm")) for fit in fits}
+    cells = [cell for cell in (() if audit is None else audit.cells) if cell.arm in unfitted and cell.dose > 0]
+    found += [why for cell in cells if audit for why in withheld(audit, Claim.LOSS, arm=cell.arm, dose=cell.dose)]
     return tuple(dict.fromkeys(found))
 
 

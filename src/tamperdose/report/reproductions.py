@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tamperdose.report.text import UNDEFINED, printable
+from tamperdose.report.text import UNDEFINED, WITHHELD, printable
 from tamperdose.run.reproduction import Comparison, Difference
 from tamperdose.stats.reproduction import Reproduction
 
@@ -32,9 +32,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 def verdict_lines(comparison: Comparison) -> Iterator[str]:
     """The verdict with its margin, and the doses that decide it."""
-    deciding = [one for one in comparison.differences if one.judge == comparison.judge and one.metric == "RRR"]
+    deciding, n_cells = comparison.deciding, comparison.n_cells_a
+    of = f"{len(deciding)} of A's {n_cells}" if len(deciding) < n_cells else f"{len(deciding)}"
     yield (
-        f"{_SAID[comparison.verdict]}: RRR by {printable(comparison.judge)} at {len(deciding)} arm x dose, margin "
+        f"{_SAID[comparison.verdict]}: RRR by {printable(comparison.judge)} at {of} arm x dose, margin "
         f"{comparison.margin:g}, {100 * comparison.level:g} % intervals"
     )
     for verdict in (Reproduction.DIFFERS, Reproduction.UNDECIDED):
@@ -57,18 +58,16 @@ def _table(title: str, rows: Sequence[Difference]) -> Table:
 def _cells(one: Difference) -> tuple[str, ...]:
     found = one.result.difference
     ends = f" [{found.low:.3f}, {found.high:.3f}]" if found.low is not None and found.high is not None else ""
-    return (
-        str(one.dose),
-        one.metric,
-        printable(one.judge),
+    numbers = (
         _text(one.rate_a),
         _text(one.rate_b),
         f"{_text(found.value)}{ends}",
         _text(one.result.p_value, ".2g"),
         _text(one.p_holm, ".2g"),
-        f"{one.n_same} / {one.n_answers}",
-        one.verdict.value,
     )
+    shown = (WITHHELD,) * len(numbers) if one.lost else numbers
+    same = f"{one.n_same} / {one.n_answers}"
+    return str(one.dose), one.metric, printable(one.judge), *shown, same, WITHHELD if one.lost else one.verdict.value
 
 
 def _text(value: float | None, form: str = ".3f") -> str:

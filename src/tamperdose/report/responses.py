@@ -106,7 +106,7 @@ def well_formed(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
-        names = f"{DOSE_RESPONSE_JSON} or {SCALING_JSON}"
+        names = f"{DOSE_RESPONSE_JSON}, {SCALING_JSON} or a table beside them"
         raise DataError(
             explain(
                 f"{names} in {folder} is damaged",

@@ -113,7 +113,7 @@ def render_dose_table(
             if (row.study, row.arm) == (study, arm):
                 table.add_row(*(Text(cell) for cell in supported_cells(row, audit, force=force)))
         console.print(table)
-    for line in sample_lines(frame, judge):
+    for line in sample_lines(frame, judge, audit=audit, force=force):
         console.print(Text(line), soft_wrap=True)
     for line in audit_lines(audit, force=force):
         console.print(Text(line), soft_wrap=True)

@@ -20,7 +20,7 @@ from tamperdose.judges.phrases import PhrasesJudge
 from tamperdose.judges.settled import settled_start
 from tamperdose.models.generator import in_full
 from tamperdose.records import FinishReason, Label, Message, Prompt, Subset
-from tamperdose.run.manifest import read_manifest
+from tamperdose.run.manifest import read_manifest, require_finished
 from tamperdose.run.schema import read_metrics
 from tamperdose.study import Decoding, Study, find_source, load_study
 
@@ -163,6 +163,7 @@ def gather_run(run_dir: Path) -> Evidence:
                 remedy="for recorded answers use --base and --attacked",
             )
         )
+    require_finished(run_dir)
     study = load_study(resolved)
     judge = str(manifest.get("headline_judge"))
     arms = [(model, arm) for model in _models(manifest, run_dir) for arm in _inner(model, "arms")]
@@ -188,20 +189,20 @@ def _stopped(cells: Sequence[AnswerCell], decoding: Decoding) -> Stopped:
     """What a screening run says of its own stopping, by the answers that were written to their end."""
     judge = PhrasesJudge()
     n_stopped = sum(reason is FinishReason.DECIDED for cell in cells for reason in cell.finish_reasons)
-    full = [
-        (prompt.text, answer, label)
+    # Arms of one model share its base's answers, and an answer may be the same at several doses.
+    full = {
+        (prompt.subset, prompt.id, answer): (prompt, label)
         for cell in cells
         for prompt, answer, label in zip(cell.prompts, cell.answers, cell.labels, strict=True)
         if in_full(prompt.id, decoding.full_share)
+    }
+    starts = {name: start for name in full if (start := settled_start(name[2])) is not None}
+    readings = judge.read([full[name][0].text for name in starts], list(starts.values()))
+    then = {name: reading.label for name, reading in zip(starts, readings, strict=True)}
+    changed = [
+        (then.get(name, label) is Label.REFUSAL) != (label is Label.REFUSAL) for name, (_, label) in full.items()
     ]
-    starts = [(prompt, settled_start(answer), label) for prompt, answer, label in full]
-    stopped = [(prompt, start, label) for prompt, start, label in starts if start is not None]
-    then = judge.read([prompt for prompt, _, _ in stopped], [start for _, start, _ in stopped])
-    n_changed = sum(
-        (reading.label is Label.REFUSAL) != (label is Label.REFUSAL)
-        for reading, (_, _, label) in zip(then, stopped, strict=True)
-    )
-    return Stopped(n_stopped, len(full), n_changed)
+    return Stopped(n_stopped, tuple(changed), tuple(prompt.template for prompt, _ in full.values()))
 
 
 def _models(manifest: Mapping[str, Any], run_dir: Path) -> list[Mapping[str, Any]]:

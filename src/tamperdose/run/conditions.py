@@ -70,6 +70,10 @@ class Known:
     """Names of the failed checks that bear on it."""
     absent: str = ""
     """Why the run does not have it; empty: it does."""
+    level: float | None = None
+    """Confidence level of the interval."""
+    gate: str = ""
+    """What the study's own gate says there; empty: nothing. It decides nothing: a model that broke refuses no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class Judged:
 
     def line(self) -> str:
         """In words: "undecided: RRR@2<0.5 in small: 0.5 [0.2, 0.8]"."""
-        return f"{self.verdict.value}: {self.condition.text} in {self.known.where}: {_because(self)}"
+        gate = f"; the study's gate: {self.known.gate.replace('_', ' ')}" if self.known.gate else ""
+        return f"{self.verdict.value}: {self.condition.text} in {self.known.where}: {_because(self)}{gate}"
 
 
 def parse_condition(text: str) -> Condition:
@@ -205,7 +210,8 @@ def _because(judged: Judged) -> str:
     sign = {"right": "> ", "left": "< "}.get(known.censored, "")
     value = known.bound if known.value is None else known.value
     ends = "no interval" if known.low is None and known.high is None else f"[{_end(known.low)}, {_end(known.high)}]"
-    return f"{sign}{_end(value)} {ends}"
+    level = "" if known.level is None or ends == "no interval" else f" at {100 * known.level:g} %"
+    return f"{sign}{_end(value)} {ends}{level}"
 
 
 def _end(value: float | None) -> str:

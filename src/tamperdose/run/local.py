@@ -6,10 +6,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tamperdose.files import write_json
+from tamperdose.files import remove, write_json
 from tamperdose.judges import describe_judge
 from tamperdose.run.arms import Session, open_model, run_arm, run_base
-from tamperdose.run.audit import audit_run
+from tamperdose.run.audit import AUDIT_FILE, audit_run
 from tamperdose.run.draws import base_draws, count_stages, dose_draws
 from tamperdose.run.equivalence import read_equivalence
 from tamperdose.run.ladder import arm_doses
@@ -49,6 +49,8 @@ def begun(plan: Plan, run_dir: Path, *, reporter: Reporter, study_path: Path | N
             # Judging comes last: a key that is not set is to be missed before the hours of training.
             for judge in plan.study.judges:
                 describe_judge(judge)
+        # An earlier audit must not vouch for what is half written, nor for a study that was changed since.
+        remove(run_dir / AUDIT_FILE)
         write_manifest(run_dir, plan, study_path)
         kept = run_dir / "adapters"
         if not plan.study.keep_adapters and kept.is_dir():

@@ -81,6 +81,29 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     return manifest
 
 
+def require_finished(run_dir: Path) -> None:
+    """Refuse a folder whose metrics are of another plan than its manifest: a run that was changed and not finished.
+
+    Folders that name no plan (those of `score`, and of older versions) pass.
+
+    Raises:
+        RunError: They are, or the manifest or `metrics.json` cannot be read.
+    """
+    planned, path = read_manifest(run_dir).get("plan"), run_dir / "metrics.json"
+    if planned is None:
+        return
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(_unfinished(run_dir, "no metrics.json that can be read")) from error
+    if not isinstance(measured, dict) or measured.get("plan") != planned:
+        raise RunError(_unfinished(run_dir, "the metrics are of the study as it was before"))
+
+
+def _unfinished(run_dir: Path, got: str) -> str:
+    return explain(f"the run in {run_dir} is not finished", got=got, remedy="run the same command again")
+
+
 def write_manifest(run_dir: Path, plan: Plan, study_path: Path | None) -> None:
     """Write `study.resolved.yaml` and `manifest.json`; nothing in them comes from the clock."""
     resolved = plan.study.model_dump(mode="json")
@@ -92,6 +115,7 @@ def write_manifest(run_dir: Path, plan: Plan, study_path: Path | None) -> None:
             "study": plan.study.name,
             "study_path": None if study_path is None else str(study_path.resolve()),
             "study_digest": plan.study.digest,
+            "plan": plan.digest,
             "headline_judge": plan.study.judge_names[0],
             "judges": list(plan.study.judge_names),
             "tamperdose": __version__,

@@ -1,14 +1,16 @@
 """Does one run reproduce another? The same prompts, answer by answer, at every dose that both have."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from tamperdose.audit.findings import Audit, Claim, doses_text, withheld
 from tamperdose.errors import DataError, explain
 from tamperdose.records import Label, Subset
+from tamperdose.run.audit import read_audit
 from tamperdose.run.compare import compare_pairs
 from tamperdose.run.manifest import read_manifest
 from tamperdose.run.outputs import OUTPUTS, Judged, dose_files, read_outputs
@@ -21,6 +23,7 @@ MARGIN = 0.10
 """Differences of rates up to this count as the same, unless asked otherwise."""
 METRICS = {Subset.HARMFUL: "RRR", Subset.BENIGN: "over_refusal_rate"}
 """What is compared over each kind of prompts: the share refused."""
+_CLAIMS = {Subset.HARMFUL: Claim.RRR, Subset.BENIGN: Claim.OVER_REFUSAL}
 _SHOWN = 3
 
 Key = tuple[str, str, int]
@@ -57,6 +60,8 @@ class Difference:
     """Answers that were compared."""
     verdict: Reproduction
     """Does B reproduce A here?"""
+    lost: tuple[str, ...] = ()
+    """Failed checks of either run's audit that leave its rate here without support: it takes no part in the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +75,20 @@ class Comparison:
     level: float
     """Confidence level of the intervals."""
     verdict: Reproduction
-    """Does B reproduce A? By the deciding judge's RRR at every dose that both have."""
+    """Does B reproduce A? By the deciding judge's RRR at every dose that both have and no audit withholds."""
     differences: tuple[Difference, ...]
     """Every arm, dose, metric and judge that both have."""
     notes: tuple[str, ...]
-    """What only one of them has."""
+    """What only one of them has, what was asked otherwise, what an audit withholds."""
+    n_cells_a: int = 0
+    """Doses of all arms that A has: what "reproduces" would be about if B had them all."""
+
+    @property
+    def deciding(self) -> tuple[Difference, ...]:
+        """The differences that the verdict rests on."""
+        return tuple(
+            one for one in self.differences if one.judge == self.judge and one.metric == "RRR" and not one.lost
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,7 @@ class _Cell:
     dose: int
     a: Sequence[Judged]
     b: Sequence[Judged]
+    lost: tuple[str, ...] = ()
 
 
 def compare_runs(
@@ -92,13 +107,15 @@ def compare_runs(
     margin: float = MARGIN,
     level: float = 0.95,
     arms: Sequence[tuple[str, str]] = (),
+    force: bool = False,
 ) -> Comparison:
     """Compare the answers of two finished runs, or of two folders that `score` wrote.
 
     Arms are those of one name; where each run has a single arm, these; or the ones named. Every dose that both have
     is compared over all prompts, which must be the same by id, sample and text. An answer that either run's judge
     could not read leaves as a pair. Templates are A's. Where every answer is the same text with the same verdict, B has
-    reproduced A whatever an interval says of other prompts.
+    reproduced A whatever an interval says of other prompts. A rate that a run's audit withholds is no number to be
+    reproduced: it takes no part in the verdict, unless `force` says so.
 
     Args:
         a: The first run's folder.
@@ -106,6 +123,7 @@ def compare_runs(
         margin: Differences of rates up to this count as the same.
         level: Confidence level.
         arms: (arm of A, arm of B), in place of those of one name.
+        force: Count what an audit withholds.
 
     Raises:
         DataError: The prompts differ, or there is no arm, dose or judge that both have.
@@ -116,13 +134,20 @@ def compare_runs(
     matched = _match(a, b, arms)
     notes = list(_arm_notes(a, b, matched))
     cells = [cell for pair_ in matched for cell in _cells(a, b, pair_, notes)]
+    notes += _setting_notes(a, b, cells)
+    audits = read_audit(a), read_audit(b)
+    notes += [f"{letter} has no audit" for letter, found in zip("AB", audits, strict=True) if found is None]
+    if not force:
+        cells = [replace(cell, lost=_lost(cell, audits)) for cell in cells]
+        notes += _lost_notes(cells)
     judge, judges = _judges(a, cells)
     families = [
         (name, subset, _pairs(cells, name, subset)) for name in judges for subset in Subset if _asked(cells, subset)
     ]
     found = tuple(one for family in families for one in _family(*family, margin=margin, level=level))
-    deciding = [one.verdict for one in found if one.judge == judge and one.metric == METRICS[Subset.HARMFUL]]
-    return Comparison(judge, margin, level, judge_all(deciding), found, tuple(notes))
+    n_cells_a = sum(len(dose_files(a, arm)) for arm in _arms_of(a))
+    whole = Comparison(judge, margin, level, Reproduction.UNDECIDED, found, tuple(notes), n_cells_a)
+    return replace(whole, verdict=judge_all([one.verdict for one in whole.deciding]))
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -132,7 +157,55 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     for row, one in zip(rows, comparison.differences, strict=True):
         found = asdict(one.result)
         row |= found.pop("difference") | {name: value for name, value in found.items() if name != "n_flips"}
-    return described | {"differences": rows}
+        row["not_supported_because"] = list(row.pop("lost"))
+    return described | {"differences": rows, "n_deciding": len(comparison.deciding)}
+
+
+def _lost(cell: _Cell, audits: tuple[Audit | None, Audit | None]) -> tuple[str, ...]:
+    claim = _CLAIMS[cell.a[0].subset]
+    found = [
+        why
+        for audit, arm in zip(audits, cell.arms, strict=True)
+        if audit is not None
+        for why in withheld(audit, claim, arm=arm, dose=cell.dose)
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _lost_notes(cells: Sequence[_Cell]) -> Iterator[str]:
+    places: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
+    for cell in cells:
+        if cell.lost:
+            places.setdefault((cell.arms[0], METRICS[cell.a[0].subset], cell.lost), []).append(cell.dose)
+    for (arm, metric, lost), doses in places.items():
+        yield f"{arm}: an audit does not support {metric} at {doses_text(doses)} ({', '.join(lost)})"
+
+
+def _setting_notes(a: Path, b: Path, cells: Sequence[_Cell]) -> Iterator[str]:
+    """How decoding, precision, chat template and engine differ, where both manifests say."""
+    sides = _answers_of(a), _answers_of(b)
+    said: dict[str, list[str]] = {}
+    for cell in cells:
+        one, two = (side.get((arm, cell.dose), {}) for side, arm in zip(sides, cell.arms, strict=True))
+        for name in one if cell.a[0].subset is Subset.HARMFUL else ():
+            if name in two and one[name] != two[name]:
+                said.setdefault(f"{name} {one[name]} in A, {two[name]} in B", []).append(cell.arms[0])
+    yield from (f"answered otherwise: {text}" for text in said)
+
+
+def _answers_of(folder: Path) -> dict[tuple[str, int], dict[str, str]]:
+    """The settings of the answers by arm and dose, as a manifest has them; of what is no such mapping nothing."""
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for arm, doses in _mapping(read_manifest(folder).get("answers")).items():
+        for dose, answers in _mapping(doses).items():
+            if dose.isascii() and dose.isdigit():
+                told = _mapping(_mapping(answers).get("decoding")) | _mapping(_mapping(answers).get("settings"))
+                found[arm, int(dose)] = {name: str(value) for name, value in told.items()}
+    return found
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
 
 
 def _match(a: Path, b: Path, named: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -312,6 +385,7 @@ def _family(
             n_same=n_same,
             n_answers=len(cell.a),
             verdict=Reproduction.REPRODUCES if is_same else judge_difference(result.difference, wide, margin),
+            lost=cell.lost,
         )
 
 

@@ -38,7 +38,8 @@ models:                         # one or several; each is measured before and af
 prompts:
   # {n_prompts} prompts in {n_templates} templates; RRR is the share of them refused.
   harmful: {harmful}
-  benign: builtin:benign_eval   # harmless requests, for over-refusal; null leaves that out
+  # Harmless requests, for over-refusal. These are English: for other prompts name a file in their language, or null.
+  benign: builtin:benign_eval
 
 attack:
   # An adapter is trained; other kinds: full, benign, prefill, system_prompt, paraphrase, refusal_direction.

@@ -328,5 +328,6 @@ def _gate_doubts(facts: Facts, told: Sequence[_Told]) -> Iterator[str]:
         return
     rows = controls_of(facts.folder, facts.judge)["gate"]
     last = next((row for row in rows if row["dose_steps"] == told[0].last), None)
-    if last is not None:
+    # What it says quotes the loss.
+    if last is not None and (facts.force or not facts.lost(Claim.LOSS, told[0].arm.name, told[0].last)):
         yield f"Gate at {told[0].last} {told[0].unit}: {last['verdict']}: {printable(str(last['why']))}"

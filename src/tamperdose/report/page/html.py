@@ -18,6 +18,7 @@ from tamperdose.report.page.blocks import Section
 from tamperdose.report.page.browser import Browsed, browse
 from tamperdose.report.page.facts import Facts, read_facts
 from tamperdose.report.page.headline import Headline, headline
+from tamperdose.report.responses import well_formed
 from tamperdose.report.text import printable
 
 REPORT = "report.html"
@@ -68,6 +69,11 @@ def make_page(facts: Facts) -> Page:
     Raises:
         DataError: A file of the run is damaged.
     """
+    with well_formed(facts.folder):
+        return _made(facts)
+
+
+def _made(facts: Facts) -> Page:
     models = list(dict.fromkeys(printable(arm.model) for arm in facts.arms))
     named = ", ".join(models[:6]) + (f" and {len(models) - 6} more" if len(models) > 6 else "")
     judge = f"judge {printable(facts.judge)}" if facts.judge else ""

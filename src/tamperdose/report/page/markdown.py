@@ -9,6 +9,7 @@ from tamperdose.report.page import measured, trust
 from tamperdose.report.page.blocks import Block, Code, Group, Lines, Section, Table
 from tamperdose.report.page.facts import Facts, read_facts
 from tamperdose.report.page.headline import Headline, headline
+from tamperdose.report.responses import well_formed
 from tamperdose.report.text import markdown_cell, printable
 
 REPORT = "report.md"
@@ -28,7 +29,9 @@ def write_markdown(run_dir: Path, out: Path | None = None, *, force: bool = Fals
         RunError: The file cannot be written.
     """
     facts = read_facts(run_dir, force=force, show_text=False)
-    return write_text(out or run_dir / REPORT, render(facts))
+    with well_formed(run_dir):
+        text = render(facts)
+    return write_text(out or run_dir / REPORT, text)
 
 
 def render(facts: Facts) -> str:

@@ -34,7 +34,7 @@ def by_dose(facts: Facts) -> Section:
         "median distance from the untampered model's answers. kept: refused still, of what was refused at dose 0. n / "
         "n_eff: prompts, and how many independent ones they are worth. Intervals in brackets."
     )
-    lines = tuple(sample_lines(facts.frame, facts.judge))
+    lines = tuple(sample_lines(facts.frame, facts.judge, audit=facts.audit, force=facts.force))
     blocks = [*grouped(list(dose_tables(facts))), *([Lines(lines)] if lines else [])]
     return Section("doses", "Table by dose", intro, tuple(blocks))
 
@@ -75,8 +75,9 @@ def _control_tables(facts: Facts, rates: Sequence[Row], gate: Sequence[Row]) -> 
 
 
 def _without(facts: Facts, cells: tuple[str, ...], arm: Arm, dose: int) -> tuple[str, ...]:
-    """The attack's rate as the audit lets it stand."""
-    return cells[0], facts.supported(cells[1], Claim.RRR, arm.name, dose), *cells[2:]
+    """The attack's rate and the gate's verdict, which quotes the loss, as the audit lets them stand."""
+    rate, verdict = facts.supported(cells[1], Claim.RRR, arm.name, dose), cells[-1]
+    return cells[0], rate, *cells[2:-1], facts.supported(verdict, Claim.LOSS, arm.name, dose)
 
 
 def _gate_table(facts: Facts, gate: Sequence[Row]) -> Iterator[Block]:
@@ -85,9 +86,11 @@ def _gate_table(facts: Facts, gate: Sequence[Row]) -> Iterator[Block]:
             f"{facts.labels.get(str(row['arm']), '')} {row['dose_steps']}".strip(),
             printable(str(row["criterion"]).replace("_", " ")),
             " ".join(str(row[name]) for name in ("basis", "basis_dose") if row[name] not in (None, "")),
-            with_interval(row, bounds=("open", "open")),
+            facts.supported(
+                with_interval(row, bounds=("open", "open")), Claim.LOSS, str(row["arm"]), int(str(row["dose_steps"]))
+            ),
             number(row["limit"], "g"),
-            str(row["status"]),
+            facts.supported(str(row["status"]), Claim.LOSS, str(row["arm"]), int(str(row["dose_steps"]))),
         )
         for row in gate
     )
