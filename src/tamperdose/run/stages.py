@@ -19,7 +19,7 @@ from tamperdose.models.vectors import CachedEmbedder, Embeds
 from tamperdose.records import NO_DOSE, Checkpoint, Completion, Dose, FinishReason, Label, Prompt, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, Plan, checkpoint_key
-from tamperdose.study import AnyJudge, Decoding, GuardJudge, LlmJudge, judge_name
+from tamperdose.study import AnyJudge, Decoding, GuardJudge, LlmJudge, PluginJudge, judge_name
 
 KEPT_AFTER = 64
 """Answers that a slow judge reads before what it made of them is kept: what a kill can cost."""
@@ -57,7 +57,7 @@ class Readers:
 
     def is_slow(self, name: str) -> bool:
         """Whether a judge's readings are dear enough to be kept while it reads."""
-        return isinstance(self._settings.get(name), LlmJudge | GuardJudge)
+        return isinstance(self._settings.get(name), LlmJudge | GuardJudge | PluginJudge)
 
     def embedder(self) -> Embeds:
         """The sentence encoder behind RD."""
