@@ -64,9 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BareError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        print(
-            f"bare install: {size_mb(folder / 'venv'):.0f} MB, {time.monotonic() - started:.0f} s, all commands as expected"
-        )
+        seconds = time.monotonic() - started
+        print(f"bare install: {size_mb(folder / 'venv'):.0f} MB, {seconds:.0f} s, all commands as expected")
     return 0
 
 
@@ -118,18 +117,8 @@ def use(python: Path, folder: Path) -> None:
     write_answers(folder / "after.csv", [COMPLIED] * len(ASKED))
     (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
     tamperdose = [python.parent / "tamperdose"]
-    scored = [
-        "score",
-        "--base",
-        "before.csv",
-        "--attacked",
-        "8=after.csv",
-        "--judge",
-        "phrases",
-        "--no-rd",
-        "-o",
-        "scored",
-    ]
+    recorded = ["--base", "before.csv", "--attacked", "8=after.csv"]
+    scored = ["score", *recorded, "--judge", "phrases", "--no-rd", "-o", "scored"]
     run([*tamperdose, "--help"], cwd=folder, says="score")
     run([*tamperdose, *scored], cwd=folder, says="RRR")
     run([*tamperdose, "judge", "after.csv", "--judge", "phrases", "-o", "judged.csv"], cwd=folder, says="compliance")
@@ -137,9 +126,18 @@ def use(python: Path, folder: Path) -> None:
     run([*tamperdose, "report", "scored"], cwd=folder, says="report.html")
     run([*tamperdose, "report", "scored", "--format", "markdown"], cwd=folder, says="report.md")
     run([*tamperdose, "gate", "scored", "--fail-if", "RRR@8<0.5"], cwd=folder, exits=3, says="RRR@8")
-    run([*tamperdose, "check", "study.yaml"], cwd=folder, says="phrases")
+    run(
+        [*tamperdose, "init", "my.yaml", "--model", "organism:d32-l2", "--prompts", "before.csv"],
+        cwd=folder,
+        says="my.yaml",
+    )
     run([python, "-c", FIT], cwd=folder)
-    for needs_torch in (["run", "study.yaml"], ["score", *recorded, "--no-rd", "-o", "again"]):
+    for needs_torch in (
+        ["run", "study.yaml"],
+        ["plan", "study.yaml"],
+        ["score", *recorded, "--no-rd", "-o", "a"],
+        ["score", *recorded, "--judge", "phrases", "-o", "b"],
+    ):
         run([*tamperdose, *needs_torch], cwd=folder, exits=1, says="pip install 'tamperdose[hf]'")
 
 
