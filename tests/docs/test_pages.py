@@ -163,6 +163,7 @@ def test_settings_are_valid(block: Block, tmp_path: Path) -> None:
 
 @named([block for page in PAGES for block in blocks_of(page) if block.language == "python"])
 def test_python_is_of_this_package(block: Block) -> None:
+    assert block.text.count("\n") < 60, f"{block.name}: too long for an example"
     tree = ast.parse(block.text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "td":
