@@ -31,9 +31,9 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_family_goes_through(example: Any, tmp_path: Path, family: str) -> None:
     run = example.try_family(family, tmp_path)
     assert set(run.metrics["dose_steps"]) == {0, 1, 2}
-    assert {"perplexity", "refusal_direction_drift"} <= set(run.metrics["metric"]) | {
-        line.split(",")[0] for line in (run.folder / "inside.csv").read_text().splitlines()
-    } or (run.folder / "inside.csv").is_file()
+    assert "perplexity" in set(run.metrics["metric"])
+    assert "refusal_direction_drift" in (run.folder / "inside.csv").read_text()
+    assert "random_adapter" in (run.folder / "controls.csv").read_text()
 
 
 @pytest.mark.slow
