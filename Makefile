@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # One process for each core, each file in one of them, the long ones first.
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo ladder ladder-full test check bench bench-gpu validate figures clean
+.PHONY: help setup demo ladder ladder-full test check docs bare bench bench-gpu validate figures clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,12 @@ check: setup  ## Lint, types, import layers, fast tests.
 
 test: setup  ## All tests that run without a GPU.
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not gpu"
+
+docs: setup  ## The site, into build/site; every warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bare: setup  ## Build sdist and wheel, install the base alone elsewhere, use it; needs a package index.
+	$(BIN)/python scripts/bare_install.py
 
 bench: setup  ## Speed and memory against plain transformers and TRL, of the judge and of the audit; over half an hour.
 	$(BIN)/python benchmarks/bench.py

@@ -125,7 +125,7 @@ def test_usage_errors_exit_with_2(cli: Cli, arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in said.err
 
 
-HEAVY = ("torch", "transformers", "peft", "sentence_transformers", "sklearn")
+HEAVY = ("torch", "transformers", "peft", "sentence_transformers", "sklearn", "safetensors")
 LOADED = "import sys; print([name for name in {names!r} if name in sys.modules])"
 
 

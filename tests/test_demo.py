@@ -2,14 +2,17 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 
 from tamperdose.run.schema import read_metrics
 
@@ -69,3 +72,14 @@ def test_the_demo_passes_its_own_audit(demo: Path) -> None:
 def test_the_demo_leaves_no_tampered_weights(demo: Path) -> None:
     kept = [path for path in demo.rglob("*.safetensors") if path.parent.name != "defend"]
     assert kept == []
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_demo_shows_its_results(demo: Path, tmp_path: Path) -> None:
+    notebook = nbformat.read(DEMO.parent / "notebook.ipynb", as_version=4)
+    source = str(Path(__file__).parents[1] / "src")
+    environment = os.environ | {"TAMPERDOSE_RUN": str(demo), "PYTHONPATH": source}
+    executed = NotebookClient(notebook, timeout=600, kernel_name="python3").execute(env=environment, cwd=str(tmp_path))
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
+    assert any("ED50" in output.get("text", "") for output in outputs)

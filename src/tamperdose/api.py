@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tamperdose.errors import DataError, explain
 
@@ -42,12 +42,45 @@ class Run:
         return read_audit(self.folder)
 
     @cached_property
+    def judge(self) -> str:
+        """The headline judge, as the column `judge` of the metrics names it."""
+        from tamperdose.report.select import headline_judge
+
+        return headline_judge(self.folder)
+
+    @cached_property
     def dose_response(self) -> "list[Row]":
         """The rows of `dose_response.csv` by the headline judge, such as `ED50_steps` of each arm."""
         from tamperdose.report.responses import read_responses
-        from tamperdose.report.select import headline_judge
 
-        return read_responses(self.folder, headline_judge(self.folder))
+        return read_responses(self.folder, self.judge)
+
+    @cached_property
+    def defences(self) -> "list[Row]":
+        """The rows of `defences.csv` by the headline judge; none where no defences are compared."""
+        from tamperdose.report.defences import read_defences
+
+        return read_defences(self.folder, self.judge)
+
+    @cached_property
+    def scaling(self) -> dict[str, Any]:
+        """`scaling.json`: slopes over sizes, claims, the worst attacker; empty where there is none."""
+        from tamperdose.report.responses import read_json
+        from tamperdose.run.scale import SCALING_JSON
+
+        return read_json(self.folder / SCALING_JSON)
+
+    def lines(self) -> list[str]:
+        """What the fits say, as the command prints it: breaking doses, slopes, claims, and what is withheld."""
+        from tamperdose.report.responses import response_lines
+
+        return response_lines(self.folder, self.judge, audit=self.audit)
+
+    def draw(self) -> list[Path]:
+        """Draw the figures again from the run's files; they lie in its folder, under `figures`."""
+        from tamperdose.report.figures import draw_run
+
+        return draw_run(self.folder)
 
 
 def run_study(study: str | Path, *, out: str | Path | None = None, overrides: Sequence[str] = ()) -> Run:

@@ -6,10 +6,11 @@ from tamperdose.attacks.attack import Attack, TrainingRows
 from tamperdose.attacks.direction import DirectionAttack
 from tamperdose.attacks.full import full_attacks
 from tamperdose.attacks.lora import lora_attacks
+from tamperdose.attacks.plugin import PluginAttack
 from tamperdose.attacks.prefill import PrefillAttack
 from tamperdose.attacks.rewording import RewordingAttack
 from tamperdose.records import Example
-from tamperdose.study import AttackSpec, DirectionSpec, FullSpec, LoraSpec, PrefillSpec, RewordingSpec
+from tamperdose.study import AttackSpec, DirectionSpec, FullSpec, LoraSpec, PluginSpec, PrefillSpec, RewordingSpec
 
 
 def build_attacks(
@@ -31,6 +32,8 @@ def build_attacks(
             return [(PrefillAttack(spec.opener, seeds[0]), TrainingRows(()))]
         case RewordingSpec():
             return [(RewordingAttack(spec.rewordings, seeds[0], spec.kind), TrainingRows(()))]
+        case PluginSpec():
+            return [(PluginAttack(spec.plugin, spec.settings, seeds[0]), TrainingRows(()))]
         case DirectionSpec():
             rows = TrainingRows(examples[spec.harmful], examples[spec.harmless])
             return [(DirectionAttack(spec.n_examples, seed), rows) for seed in seeds]

@@ -8,7 +8,17 @@ from typing import cast, get_args
 from tamperdose.errors import JudgeError, explain, nearest
 from tamperdose.judges.judge import Judge, Reading
 from tamperdose.models.vectors import Embeds
-from tamperdose.study import AnyJudge, ExactJudge, GuardJudge, JudgeName, LlmJudge, judge_name, load_judge
+from tamperdose.study import (
+    AnyJudge,
+    ExactJudge,
+    GuardJudge,
+    JudgeName,
+    LlmJudge,
+    PluginJudge,
+    judge_name,
+    load_judge,
+)
+from tamperdose.study.plugins import load_plugin, plugin_origin
 
 __all__ = ["JUDGE_NAMES", "Judge", "Reading", "build_judge", "describe_judge", "find_judges", "judge_version"]
 
@@ -38,6 +48,10 @@ def build_judge(judge: str | AnyJudge, *, embedder: Callable[[], Embeds] | None 
         from tamperdose.judges.exact import ExactJudge as Exact
 
         return Exact(judge)
+    if isinstance(judge, PluginJudge):
+        from tamperdose.judges.plugin import PluginJudge as Plugin
+
+        return Plugin(judge)
     if judge == "phrases":
         from tamperdose.judges.phrases import PhrasesJudge
 
@@ -89,6 +103,8 @@ def describe_judge(judge: AnyJudge) -> tuple[bool, str]:
         return source.kind != "hub", f"{judge.name}: {judge.family}, {where}"
     if isinstance(judge, ExactJudge):
         return True, f"{judge.name}: one of {len(judge.refusals)} refusals, word for word"
+    if isinstance(judge, PluginJudge):
+        return True, f"{judge.name}: the plug-in {judge.plugin} of {plugin_origin('judges', judge.plugin)}"
     return True, judge
 
 
@@ -106,6 +122,8 @@ def judge_version(judge: AnyJudge) -> str:
         from tamperdose.judges.exact import VERSION
 
         return str(VERSION)
+    if isinstance(judge, PluginJudge):
+        return str(getattr(load_plugin("judges", judge.plugin), "version", ""))
     if judge == "phrases":
         from tamperdose.judges.phrases import PhrasesJudge
 

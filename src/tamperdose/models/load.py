@@ -20,6 +20,7 @@ from typing import Any
 from tamperdose.errors import ModelError, RunError, explain
 from tamperdose.files import digest, sha256_file, write_json
 from tamperdose.models import organisms
+from tamperdose.models.extras import require_hf
 from tamperdose.models.quiet import quiet
 from tamperdose.study import Architecture, ModelEngine, ModelSpec
 
@@ -137,7 +138,12 @@ def _cached_commit(spec: ModelSpec) -> str | None:
 
 
 def pick_device(engine: ModelEngine) -> str:
-    """The device that `auto` means here: CUDA, else Apple's MPS, else the CPU."""
+    """The device that `auto` means here: CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        ModelError: That device is not there, or nothing that runs models is installed.
+    """
+    require_hf("the study runs a model", "torch", "transformers", "peft", "safetensors")
     import torch
 
     if engine.device != "auto":

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from tamperdose.data.prompts import spread_prompts
 from tamperdose.files import digest
@@ -106,6 +105,8 @@ def measure_dose(plan: Plan, ledger: Ledger, arm: ArmPlan, backend: Backend, che
     base = None if asked is None else ledger.find(STAGE, base_key(model, asked))
     if asked is None or base is None:
         return
+    from safetensors.numpy import load_file
+
     sums = load_file(base)["sums"].astype(np.float64)
     found = backend.look_inside(asked.prompts, asked.layout, checkpoint=checkpoint, base_sums=sums)
     if found is not None:
@@ -122,10 +123,16 @@ def read_inside(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan, step
         return None
     key = base_key(model, asked) if steps == 0 else dose_key(model, arm, steps, asked)
     path = ledger.find(STAGE, key)
-    return None if path is None else load_file(path)
+    if path is None:
+        return None
+    from safetensors.numpy import load_file
+
+    return load_file(path)
 
 
 def _put(ledger: Ledger, key: str, arrays: Mapping[str, NDArray[Any]], inputs: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
     # Products are differences of large numbers; the others stand rounding.
     kept = {name: np.ascontiguousarray(rows, _dtype(name)) for name, rows in arrays.items()}
     ledger.put(STAGE, key, lambda path: save_file(kept, path), suffix=".inside", inputs=inputs)

@@ -7,7 +7,7 @@ from tamperdose.run.inside import asked_inside
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger
 from tamperdose.run.plan import ModelPlan, Plan
-from tamperdose.run.utility import LEAVES_MODEL, Probes, find_probes
+from tamperdose.run.utility import Probes, find_probes, leaves_model
 from tamperdose.study import Architecture
 
 MOST_KEY_DOSES = 3
@@ -28,7 +28,7 @@ def probing_flops(plan: Plan, ledger: Ledger, model: ModelPlan, architecture: Ar
         n_doses = len(arm_doses(plan, ledger, arm))
         key_doses = min(MOST_KEY_DOSES, n_doses)
         everywhere = plan.study.inside is not None and plan.study.inside.at == "all"
-        total += 0.0 if arm.attack.kind in LEAVES_MODEL else key_doses * read_once
+        total += 0.0 if leaves_model(arm) else key_doses * read_once
         total += 0.0 if arm.keeps_best else (n_doses if everywhere else key_doses) * states
     return total
 

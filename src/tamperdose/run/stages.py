@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from tamperdose.errors import DataError, RunError, explain
 from tamperdose.files import digest, read_jsonl, sha256_file, write_atomic
 from tamperdose.judges import Judge, Reading, build_judge
+from tamperdose.models.extras import require_hf
 from tamperdose.models.generator import Generator, OnProgress
 from tamperdose.models.vectors import CachedEmbedder, Embeds
 from tamperdose.records import NO_DOSE, Checkpoint, Completion, Dose, FinishReason, Label, Prompt, Subset, Verdict
 from tamperdose.run.ledger import Ledger, stage_key
 from tamperdose.run.plan import ArmPlan, Plan, checkpoint_key
-from tamperdose.study import AnyJudge, Decoding, GuardJudge, LlmJudge, judge_name
+from tamperdose.study import AnyJudge, Decoding, GuardJudge, LlmJudge, PluginJudge, judge_name
 
 KEPT_AFTER = 64
 """Answers that a slow judge reads before what it made of them is kept: what a kill can cost."""
@@ -57,11 +58,13 @@ class Readers:
 
     def is_slow(self, name: str) -> bool:
         """Whether a judge's readings are dear enough to be kept while it reads."""
-        return isinstance(self._settings.get(name), LlmJudge | GuardJudge)
+        return isinstance(self._settings.get(name), LlmJudge | GuardJudge | PluginJudge)
 
     def embedder(self) -> Embeds:
         """The sentence encoder behind RD."""
         if self._embedder is None:
+            # `score` can do without; a run has both from the same extra.
+            require_hf("RD needs a sentence encoder", "torch", "sentence_transformers", instead="score --no-rd")
             from tamperdose.models.embed import load_embedder
 
             loaded = load_embedder()

@@ -26,12 +26,13 @@ from tamperdose.stats.utility import (
     perplexity,
     relative_loss,
 )
+from tamperdose.study import PluginSpec
 
 UTILITY_VERSION = 1
 """Part of the key of every stored value; raise it when one of them may change."""
 
 LEAVES_MODEL = ("prefill", "system_prompt", "paraphrase")
-"""Attacks that change what a model is asked and not the model: its utility is the base's."""
+"""Attacks that change what a model is asked and not the model: its utility is the base's. Plug-ins do, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,14 @@ def utility_inputs(model: ModelPlan, probes: Probes, arm: ArmPlan | None, steps:
     }
 
 
+def leaves_model(arm: ArmPlan) -> bool:
+    """Whether an arm changes what a model is asked, and not the model."""
+    return arm.attack.kind in LEAVES_MODEL or isinstance(arm.spec, PluginSpec)
+
+
 def is_base(arm: ArmPlan | None, steps: int) -> bool:
     """Whether the model at a dose of an arm is the base itself."""
-    return arm is None or steps == 0 or arm.attack.kind in LEAVES_MODEL
+    return arm is None or steps == 0 or leaves_model(arm)
 
 
 def missing_utility(plan: Plan, ledger: Ledger, model: ModelPlan, arm: ArmPlan | None = None) -> list[int]:

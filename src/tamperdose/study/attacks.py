@@ -20,6 +20,7 @@ from tamperdose.study.parts import (
     Source,
     require_distinct,
 )
+from tamperdose.study.plugins import PluginName, PluginSettings
 from tamperdose.study.rewordings import PARAPHRASES, SYSTEM_PROMPTS
 
 AUTO_MAX_STEPS = 1024
@@ -317,6 +318,19 @@ class DirectionSpec(UntrainedSpec):
         return (self.harmful, self.harmless)
 
 
+class PluginSpec(UntrainedSpec):
+    """An attack of another installed package, an entry point of the group `tamperdose.attacks`: see docs/extending.md.
+
+    It leaves the weights alone; what its doses count is its own.
+    """
+
+    kind: Literal["plugin"]
+    plugin: PluginName
+    """The name of the entry point."""
+    settings: Annotated[PluginSettings, Field(default_factory=dict)]
+    """What it is made with, by keyword."""
+
+
 def _attack_tag(value: Any) -> str | None:
     if isinstance(value, dict):
         kind = cast(dict[str, Any], value).get("kind", "lora")
@@ -326,7 +340,7 @@ def _attack_tag(value: Any) -> str | None:
 
 TRAINING_KINDS = ("lora", "full", "benign")
 """The attacks that train."""
-ATTACK_KINDS = ("lora", "full", "benign", "prefill", "system_prompt", "paraphrase", "refusal_direction")
+ATTACK_KINDS = ("lora", "full", "benign", "prefill", "system_prompt", "paraphrase", "refusal_direction", "plugin")
 """What may stand as an attack's `kind`."""
 AttackSpec = Annotated[
     Annotated[LoraSpec, Tag("lora")]
@@ -335,7 +349,8 @@ AttackSpec = Annotated[
     | Annotated[PrefillSpec, Tag("prefill")]
     | Annotated[SystemPromptSpec, Tag("system_prompt")]
     | Annotated[ParaphraseSpec, Tag("paraphrase")]
-    | Annotated[DirectionSpec, Tag("refusal_direction")],
+    | Annotated[DirectionSpec, Tag("refusal_direction")]
+    | Annotated[PluginSpec, Tag("plugin")],
     Discriminator(
         _attack_tag,
         custom_error_type="attack_kind",

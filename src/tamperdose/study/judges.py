@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from tamperdose.study.parts import Frozen, PositiveFloat, PositiveInt, listed
+from tamperdose.study.plugins import PluginName, PluginSettings
 
 JudgeName = Literal["classifier", "phrases"]
 
@@ -105,6 +106,18 @@ class ExactJudge(Frozen):
     """The sentences that are refusals, each a whole answer; white space is folded, nothing else."""
 
 
+class PluginJudge(Frozen):
+    """A judge of another installed package, an entry point of the group `tamperdose.judges`: see docs/extending.md."""
+
+    kind: Literal["plugin"] = "plugin"
+    name: JudgeLabel
+    """What its verdicts are called in tables and columns."""
+    plugin: PluginName
+    """The name of the entry point."""
+    settings: Annotated[PluginSettings, Field(default_factory=dict)]
+    """What it is made with, by keyword."""
+
+
 def is_local(url: str) -> bool:
     """Whether an address is this machine's own: localhost or a loopback address.
 
@@ -123,7 +136,7 @@ def _judge_tag(value: Any) -> str | None:
         return "plain"
     if isinstance(value, dict):
         kind = cast(dict[str, Any], value).get("kind")
-        return kind if kind in ("llm", "guard", "exact") else None
+        return kind if kind in ("llm", "guard", "exact", "plugin") else None
     return getattr(value, "kind", None)
 
 
@@ -131,17 +144,18 @@ JudgeSpec = Annotated[
     Annotated[JudgeName, Tag("plain")]
     | Annotated[LlmJudge, Tag("llm")]
     | Annotated[GuardJudge, Tag("guard")]
-    | Annotated[ExactJudge, Tag("exact")],
+    | Annotated[ExactJudge, Tag("exact")]
+    | Annotated[PluginJudge, Tag("plugin")],
     Discriminator(
         _judge_tag,
         custom_error_type="judge_kind",
-        custom_error_message="a judge is 'classifier', 'phrases', or a block with kind: llm, guard or exact",
+        custom_error_message="a judge is 'classifier', 'phrases', or a block with kind: llm, guard, exact or plugin",
     ),
 ]
 """One entry of a study's judges."""
 
 
-AnyJudge = JudgeName | LlmJudge | GuardJudge | ExactJudge
+AnyJudge = JudgeName | LlmJudge | GuardJudge | ExactJudge | PluginJudge
 
 
 def judge_name(judge: AnyJudge) -> str:

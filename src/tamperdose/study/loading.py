@@ -14,7 +14,7 @@ from tamperdose.errors import StudyError, explain, nearest
 from tamperdose.files import read_text
 from tamperdose.study.attacks import ATTACK_KINDS
 from tamperdose.study.defences import DEFENCE_KINDS
-from tamperdose.study.judges import ExactJudge, GuardJudge, JudgeSpec, LlmJudge
+from tamperdose.study.judges import ExactJudge, GuardJudge, JudgeSpec, LlmJudge, PluginJudge
 from tamperdose.study.parts import Frozen, split_source
 from tamperdose.study.study import Study
 
@@ -75,7 +75,7 @@ def _require_plain_nodes(node: yaml.Node, seen: set[int]) -> None:
             _require_plain_nodes(item, seen)
 
 
-def load_judge(path: Path) -> LlmJudge | GuardJudge | ExactJudge:
+def load_judge(path: Path) -> LlmJudge | GuardJudge | ExactJudge | PluginJudge:
     """Read a YAML file that holds one judge's block, as it would stand under `judges` in a study.
 
     Raises:
@@ -94,7 +94,7 @@ def load_judge(path: Path) -> LlmJudge | GuardJudge | ExactJudge:
         raise StudyError(f"{path} is not a valid judge\n" + "\n".join(_messages(error, _JUDGE_BLOCKS))) from error
 
 
-_JUDGE_BLOCKS: tuple[type[Frozen], ...] = (LlmJudge, GuardJudge, ExactJudge)
+_JUDGE_BLOCKS: tuple[type[Frozen], ...] = (LlmJudge, GuardJudge, ExactJudge, PluginJudge)
 _JUDGE_BLOCK: TypeAdapter[Any] = TypeAdapter(JudgeSpec)
 
 
@@ -192,7 +192,7 @@ def _place(location: Sequence[str | int], *, several: bool) -> tuple[str | int, 
     return tuple(part for part in parts if part not in _UNION_TAGS)
 
 
-_UNION_TAGS = ("hf", "scripted", "plain", "llm", "guard", "exact")
+_UNION_TAGS = ("hf", "scripted", "plain", "llm", "guard", "exact", "plugin")
 _UNSHOWN = (("api_key_env",), ("base_url",))
 """Where a key may have been pasted by mistake: not to be repeated on a terminal or in a log."""
 
