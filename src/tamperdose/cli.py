@@ -334,6 +334,42 @@ def report(
     _print_json({"report": str(path)}) if as_json else _print_lines([str(path)])
 
 
+class Export(StrEnum):
+    """What a run is exported as."""
+
+    INSPECT = "inspect"
+    PARQUET = "parquet"
+
+
+@app.command()
+def export(
+    run_dir: RunPath,
+    form: Annotated[
+        Export, typer.Option("--format", help="inspect: a log (.eval) for each arm and dose. parquet: typed tables.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder to write [inspect/ or parquet/ in the run].")
+    ] = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Include the texts of answers to harmful prompts.")
+    ] = False,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Write a finished run for other tools: Inspect logs or Parquet tables, answers to harmful prompts redacted."""
+    if form is Export.INSPECT:
+        from tamperdose.exchange.inspect_logs import write_logs
+
+        paths = write_logs(run_dir, out, show_text=show_text, force=force)
+    else:
+        if force:
+            raise typer.BadParameter("--force goes with --format inspect: tables hold every number, marked where unsupported")
+        from tamperdose.exchange.parquet import write_tables
+
+        paths = write_tables(run_dir, out, show_text=show_text)
+    _print_json({"files": [str(path) for path in paths]}) if as_json else _print_lines([str(path) for path in paths])
+
+
 @app.command()
 def judge(
     source: Annotated[Path, typer.Argument(metavar="IN.csv", help="Columns prompt, response; others are kept.")],
