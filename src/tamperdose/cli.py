@@ -49,7 +49,7 @@ FailIf = Annotated[
     typer.Option("--fail-if", metavar="COND", help='Exit with 3 unless surely not so: "RRR@500<0.5"; repeatable.'),
 ]
 Judges = Annotated[str, typer.Option("--judge", metavar="NAME[,NAME]", help="The first is the headline.")]
-ResponseColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the answers.")]
+ResponseColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the answers [response].")]
 BaseColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The same in the base, if it differs.")]
 Train = Annotated[
     Path | None, typer.Option(metavar="T.csv|jsonl", help="What the attack trained on: the audit looks for overlap.")
@@ -395,10 +395,13 @@ def judge(
 
 @app.command()
 def score(  # noqa: PLR0913 - one parameter per option
-    base: Annotated[Path, typer.Option(metavar="B.csv", help="Answers before the attack: prompt, response.")],
-    attacked: Annotated[list[str], typer.Option(metavar="[DOSE=]A.csv", help="Answers after it; repeatable.")],
+    base: Annotated[
+        Path,
+        typer.Option(metavar="B", help="Answers before the attack: .csv or .parquet (prompt, response), or .eval."),
+    ],
+    attacked: Annotated[list[str], typer.Option(metavar="[DOSE=]A", help="Answers after it, likewise; repeatable.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Results folder.")],
-    response_column: ResponseColumn = "response",
+    response_column: ResponseColumn = None,
     base_column: BaseColumn = None,
     judges: Judges = "classifier,phrases",
     train: Train = None,
@@ -427,7 +430,7 @@ def audit(  # noqa: PLR0913 - one parameter per option
     attacked: Annotated[list[str] | None, typer.Option(metavar="[DOSE=]A.csv", help="And after; repeatable.")] = None,
     train: Train = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where audit.json goes then.")] = None,
-    response_column: ResponseColumn = "response",
+    response_column: ResponseColumn = None,
     base_column: BaseColumn = None,
     judge: Annotated[str, typer.Option(metavar="NAME", help="Reads recorded answers.")] = "phrases",
     as_json: AsJson = False,
@@ -459,18 +462,18 @@ def audit(  # noqa: PLR0913 - one parameter per option
 
 
 def _recordings(
-    base: Path, attacked: list[str], response_column: str, base_column: str | None
+    base: Path, attacked: list[str], response_column: str | None, base_column: str | None
 ) -> "tuple[Recording, list[tuple[int, Recording]]]":
-    from tamperdose.run.score import read_recording
+    from tamperdose.exchange.recordings import read_answers
 
     read = [_dose_and_path(text) for text in attacked]
     if len({dose is None for dose, _ in read}) > 1:
         raise DataError(explain("some --attacked name a dose and some do not", expected="DOSE=FILE for all, or none"))
     recordings = [
-        (number if dose is None else dose, read_recording(path, response_column=response_column))
+        (number if dose is None else dose, read_answers(path, response_column=response_column))
         for number, (dose, path) in enumerate(read, 1)
     ]
-    return read_recording(base, response_column=base_column or response_column), recordings
+    return read_answers(base, response_column=base_column or response_column), recordings
 
 
 def _training(train: Path | None) -> "tuple[Training, ...] | None":
