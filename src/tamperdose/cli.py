@@ -348,7 +348,8 @@ def export(
         Export, typer.Option("--format", help="inspect: a log (.eval) for each arm and dose. parquet: typed tables.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder to write [inspect/ or parquet/ in the run].")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder to write [inspect/ or parquet/ in the run]."),
     ] = None,
     show_text: Annotated[
         bool, typer.Option("--show-text", help="Include the texts of answers to harmful prompts.")
@@ -363,7 +364,9 @@ def export(
         paths = write_logs(run_dir, out, show_text=show_text, force=force)
     else:
         if force:
-            raise typer.BadParameter("--force goes with --format inspect: tables hold every number, marked where unsupported")
+            raise typer.BadParameter(
+                "--force goes with --format inspect: tables hold every number, marked where unsupported"
+            )
         from tamperdose.exchange.parquet import write_tables
 
         paths = write_tables(run_dir, out, show_text=show_text)

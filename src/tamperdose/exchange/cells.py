@@ -147,9 +147,16 @@ def provenance(source: Source, cell: Cell) -> dict[str, Any]:
         "study_digest": source.manifest.get("study_digest"),
         "arm_digest": model.get("arms", {}).get(cell.arm),
         "answers": answers or None,
-        "data_sha256": source.manifest.get("data_sha256"),
+        "data_sha256": _named(source.manifest.get("data_sha256")),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _named(files: Any) -> dict[str, Any] | None:
+    """Files by their names alone where their paths are of somebody's machine."""
+    if not isinstance(files, dict):
+        return None
+    return {Path(name).name if Path(name).is_absolute() else name: value for name, value in files.items()}
 
 
 def show(answer: Judged, *, show_text: bool) -> Shown:

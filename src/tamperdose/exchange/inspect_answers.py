@@ -53,7 +53,9 @@ def read_log(path: Path) -> Recording:
             )
         )
     if not samples:
-        raise DataError(explain(f"{path} holds no samples", got=f"status '{log.status}'", expected="answers to prompts"))
+        raise DataError(
+            explain(f"{path} holds no samples", got=f"status '{log.status}'", expected="answers to prompts")
+        )
     _require_answers(path, samples)
     harmful = [sample for sample in samples if (sample.metadata or {}).get("subset") != Subset.BENIGN.value]
     if not harmful:
@@ -91,19 +93,15 @@ def _require_archive(path: Path) -> None:
 
 def _read(path: Path) -> Any:
     from inspect_ai.log import read_eval_log
+    from zstandard import ZstdError
 
+    # What Inspect's reader raises for a damaged archive or another schema: it has no error of its own for it.
+    damage = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zlib.error, ZstdError)
     try:
         return read_eval_log(str(path), resolve_attachments=True)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, RecursionError, zlib.error) as error:
-        # What Inspect's reader raises for a damaged archive or another schema: it has no error of its own for it.
-        raise _damaged(path, error) from error
-    except zipfile.BadZipFile as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    got = f"{type(error).__name__}: {excerpt(str(error))}"
-    return DataError(explain(f"{path} cannot be read as an Inspect log", got=got, remedy=_REMEDY))
+    except (*damage, zipfile.BadZipFile) as error:
+        got = f"{type(error).__name__}: {excerpt(str(error))}"
+        raise DataError(explain(f"{path} cannot be read as an Inspect log", got=got, remedy=_REMEDY)) from error
 
 
 def _require_answers(path: Path, samples: Sequence[Any]) -> None:

@@ -32,9 +32,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _STOPS = {FinishReason.STOP.value: "stop", FinishReason.LENGTH.value: "max_tokens"}
 
 
-def write_logs(
-    run_dir: Path, out: Path | None = None, *, show_text: bool = False, force: bool = False
-) -> list[Path]:
+def write_logs(run_dir: Path, out: Path | None = None, *, show_text: bool = False, force: bool = False) -> list[Path]:
     """Write one log for every arm and dose of a finished run; returns their paths, small models first.
 
     Each prompt is a sample, each of its samples an epoch; each judge is a scorer whose score is the verdict. The
@@ -88,7 +86,7 @@ def _repack(source: Path, target: Path) -> None:
 
 
 def _log(source: Source, cell: Cell, *, show_text: bool, force: bool) -> Any:
-    from inspect_ai.log import EvalLog, EvalPlan, EvalPlanStep, EvalResults, EvalStats
+    from inspect_ai.log import EvalLog, EvalPlan, EvalPlanStep, EvalResults, EvalStats, HeadlineMetric
 
     judges = list(dict.fromkeys(judge for answer in cell.answers for judge in answer.labels))
     judges.sort(key=lambda name: name != source.judge)
@@ -97,6 +95,7 @@ def _log(source: Source, cell: Cell, *, show_text: bool, force: bool) -> Any:
         total_samples=len(samples),
         completed_samples=len(samples),
         scores=[_results(source, cell, judge, first=place == 0, force=force) for place, judge in enumerate(judges)],
+        headline=HeadlineMetric(scorer=printable(source.judge), metric="RRR"),
     )
     step = EvalPlanStep(solver="tamperdose", params={"attack": cell.setting.get("attack", ""), "dose": cell.dose})
     return EvalLog(

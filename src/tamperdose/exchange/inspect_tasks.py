@@ -178,4 +178,3 @@ def _request(state: TaskState) -> str:
     if isinstance(state.input, str):
         return state.input
     return next((turn.text for turn in reversed(state.input) if turn.role == "user"), "")
-

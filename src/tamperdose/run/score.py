@@ -80,7 +80,9 @@ def recording_of(
     has_ids = "id" in columns
     ids = [row["id"] if has_ids else f"row{number:06d}" for number, row in enumerate(rows, 1)]
     samples = (
-        read_samples(path, ids, [row["sample"] for row in rows]) if has_ids and "sample" in columns else (0,) * len(rows)
+        read_samples(path, ids, [row["sample"] for row in rows])
+        if has_ids and "sample" in columns
+        else (0,) * len(rows)
     )
     require_unique(path, ids, samples)
     prompts = tuple(
