@@ -237,7 +237,7 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def init(
     model: Annotated[str, typer.Option(metavar="ID", help="A hub id, a folder, a .gguf file, or builtin:NAME.")],
-    prompts: Annotated[str, typer.Option(metavar="FILE", help="Harmful prompts: CSV or JSONL, column `prompt`.")],
+    prompts: Annotated[str, typer.Option(metavar="FILE", help="Harmful prompts: CSV or JSONL, column `prompt`, or hf://OWNER/NAME?split=S&column=C.")],
     study: Annotated[Path, typer.Argument(metavar="[STUDY]", help="The file to write.")] = Path("study.yaml"),
     attack_data: Annotated[
         str | None, typer.Option(metavar="FILE", help="JSONL of `prompt`, `response` [builtin:permissive_openers]")
@@ -371,6 +371,25 @@ def export(
 
         paths = write_tables(run_dir, out, show_text=show_text)
     _print_json({"files": [str(path) for path in paths]}) if as_json else _print_lines([str(path) for path in paths])
+
+
+@app.command()
+def card(
+    run_dir: RunPath,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write [stdout].")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run as a block of a Hugging Face model card: `model-index` in YAML and a short table."""
+    from tamperdose.exchange.card import model_card
+    from tamperdose.files import write_text
+
+    text = model_card(run_dir)
+    if out is not None:
+        write_text(out, text)
+    if as_json:
+        _print_json({"card": text if out is None else str(out)})
+    else:
+        typer.echo(text if out is None else str(out), nl=out is not None)
 
 
 @app.command()
