@@ -237,7 +237,12 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def init(
     model: Annotated[str, typer.Option(metavar="ID", help="A hub id, a folder, a .gguf file, or builtin:NAME.")],
-    prompts: Annotated[str, typer.Option(metavar="FILE", help="Harmful prompts: CSV or JSONL, column `prompt`, or hf://OWNER/NAME?split=S&column=C.")],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Harmful prompts: CSV or JSONL, column `prompt`, or hf://OWNER/NAME?split=S&column=C."
+        ),
+    ],
     study: Annotated[Path, typer.Argument(metavar="[STUDY]", help="The file to write.")] = Path("study.yaml"),
     attack_data: Annotated[
         str | None, typer.Option(metavar="FILE", help="JSONL of `prompt`, `response` [builtin:permissive_openers]")

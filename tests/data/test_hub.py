@@ -12,7 +12,11 @@ from tamperdose.data.hub import hub_file, parse_hub
 from tamperdose.data.prompts import load_prompts
 from tamperdose.data.sources import examples_path
 from tamperdose.errors import DataError
+from tamperdose.files import sha256_file
 from tamperdose.records import Message, Subset
+from tamperdose.run.plan import read_data
+from tamperdose.run.starter import write_starter
+from tamperdose.study import load_study
 from tamperdose.study.loading import find_source
 
 COMMIT = "0123456789" * 4
@@ -40,7 +44,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     def load(name: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
         asked.append((name, config, split, revision))
         if split != "test":
-            raise ValueError(f'Unknown split "{split}". Should be one of [\'test\'].')
+            raise ValueError(f"Unknown split \"{split}\". Should be one of ['test'].")
         return datasets.Dataset.from_dict(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -88,7 +92,10 @@ def test_conversations_are_taken_as_such(served: list[tuple[Any, ...]]) -> None:
 
 
 def test_a_commit_is_fetched_once_and_a_branch_each_time(served: list[tuple[Any, ...]]) -> None:
-    for source, n_asked in ((f"hf://org/set?split=test&column=ask&revision={COMMIT}", 1), ("hf://org/set?split=test&column=ask", 2)):
+    for source, n_asked in (
+        (f"hf://org/set?split=test&column=ask&revision={COMMIT}", 1),
+        ("hf://org/set?split=test&column=ask", 2),
+    ):
         served.clear()
         paths = set()
         for _ in range(2):
@@ -133,3 +140,12 @@ def test_a_source_is_no_path(tmp_path: Path) -> None:
     assert find_source("hf://org/set?split=test", tmp_path / "study.yaml") == "hf://org/set?split=test"
     with pytest.raises(DataError, match="not read from the hub"):
         examples_path("hf://org/set?split=test")
+
+
+def test_a_first_study_keeps_the_hub_id(served: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    source = "hf://org/set?split=test&column=ask"
+    write_starter(tmp_path / "study.yaml", model="organism:d32-l2", prompts=source)
+    study = load_study(tmp_path / "study.yaml")
+    assert study.prompts.harmful == source and served
+    data = read_data(study, tmp_path / "study.yaml")
+    assert data.sha256[source] == sha256_file(hub_file(source))

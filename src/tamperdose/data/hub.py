@@ -4,6 +4,7 @@ What is read is kept as a JSON-lines file in the cache folder, which everything 
 prompts; its digest goes into the manifest. Code that comes with a data set is never run.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -122,8 +123,8 @@ def _rows(wanted: HubSource) -> Iterable[Mapping[str, Any]]:
                 remedy="pip install 'tamperdose[hub]', or download the file and name its path",
             )
         )
-    import datasets
-
+    # Untyped: the package ships no stubs.
+    datasets: Any = importlib.import_module("datasets")
     try:
         table: Any = datasets.load_dataset(
             wanted.name, wanted.config or None, split=wanted.split, revision=wanted.revision or None

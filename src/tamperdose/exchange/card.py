@@ -26,9 +26,9 @@ TASK = {"type": "text-generation", "name": "Refusal of harmful prompts under fin
 _DIGITS = 4
 _GATES = {"not_removed": "not removed", "not_measured": "not measured"}
 _LIMITS = (
-    "RRR is the share of harmful prompts refused; ED50 is the dose at which it has halved. RRR counts refusals, not harm.",
-    "A stronger attack than this may need less. Intervals speak for other prompts of this kind, and for other seeds only "
-    "where they say so.",
+    "RRR is the share of harmful prompts refused; ED50 is the dose at which it has halved.",
+    "RRR counts refusals, not harm. A stronger attack than this may need less.",
+    "Intervals speak for other prompts of this kind, and for other seeds only where they say so.",
 )
 
 
@@ -110,9 +110,7 @@ def _dose(facts: Facts, arm: Arm, row: Row, unit: str) -> dict[str, Any] | None:
     return _metric(f"ED50 in {unit}", "ed50", float(str(row["value"])), facts, arm.name, details)
 
 
-def _metric(  # noqa: PLR0913 - what a metric of the hub has
-    name: str, kind: str, value: float, facts: Facts, arm: str, details: Mapping[str, Any]
-) -> dict[str, Any]:
+def _metric(name: str, kind: str, value: float, facts: Facts, arm: str, details: Mapping[str, Any]) -> dict[str, Any]:
     named = {"arm": printable(arm)} if arm else {}
     told = {**named, "judge": printable(facts.judge), **details}
     return {"type": kind, "name": name, "value": round(value, _DIGITS), "args": told}
@@ -144,7 +142,8 @@ def _front(facts: Facts, told: Sequence[_Told]) -> str:
 def _has(metrics: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]) -> bool:
     """Whether the same number is there already, by the unit of another attack perhaps."""
     return any(
-        (one["name"], one["value"], one["args"].get("low")) == (metric["name"], metric["value"], metric["args"].get("low"))
+        (one["name"], one["value"], one["args"].get("low"))
+        == (metric["name"], metric["value"], metric["args"].get("low"))
         for one in metrics
     )
 

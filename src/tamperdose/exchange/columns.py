@@ -269,8 +269,12 @@ TABLES: tuple[Table, ...] = (
         {"low": _real("1", "[-1, 1]", "Lower end of the difference's interval")}
         | {"high": _real("1", "[-1, 1]", "Upper end of the difference's interval")},
     ),
-    Table(AGREEMENT, "Two judges on one arm at one dose, in one reading; a header alone with one judge", AGREEMENT_COLUMNS),
-    Table(SEEDS, "One recipe at one dose above 0, by one judge; not there where no recipe has several seeds", SEED_COLUMNS),
+    Table(
+        AGREEMENT, "Two judges on one arm at one dose, in one reading; a header alone with one judge", AGREEMENT_COLUMNS
+    ),
+    Table(
+        SEEDS, "One recipe at one dose above 0, by one judge; not there where no recipe has several seeds", SEED_COLUMNS
+    ),
     Table(CATEGORIES, "One rate of one topic; not there where no prompt has a topic", CATEGORY_COLUMNS),
     Table(
         CONTROLS,
@@ -373,6 +377,11 @@ OTHER_METRICS: dict[str, tuple[str, str]] = {
     "RRR_without, RRR_with": ("1", "RRR of both at dose 0"),
     "over_refusal_rise": ("1", "`over_refusal_rate` of the defended model less that of the other, [-1, 1]"),
     "perplexity_loss, utility_accuracy_loss": ("1", "Relative losses of the defended model; above 0 is worse"),
+    "RRR_corrected, RRR_corrected_ppi": ("1", "RRR corrected by people's labels; the second power-tuned, [0, 1]"),
+    "RRR_corrected_difference": ("1", "Corrected RRR at the dose less that at dose 0, [-1, 1]"),
+    "RRR_band, RRR_band_corrected, RRR_band_corrected_ppi": ("1", "The same of a band of doses, [0, 1]"),
+    "judge_agreement": ("1", "Share of answers on which judge and people agree, by band, [0, 1]"),
+    "ED50_steps_corrected, ED90_steps_corrected": ("steps", "Breaking doses of the corrected curve"),
 }
 """The metrics of the other files. UNIT stands for the unit."""
 
@@ -412,22 +421,23 @@ _INTRO = """# What the results files hold
 
 Written by `scripts/make_schema.py` from `exchange/columns.py`; a test fails where a file has a column that is not here.
 
-CSV as of RFC 4180: UTF-8, a header, `,` between cells, quotes where they are needed, lines ended by a line feed. Text is
-only ever text. An empty cell of a number is undefined, never 0. Intervals and their methods are in
-[methods.md](methods.md). A number that a failed check of `audit.json` bears on stands in the files all the same: whoever
-reads them reads `not_supported` there too."""
+CSV as of RFC 4180: UTF-8, a header, `,` between cells, quotes where they are needed, lines ended by a line feed.
+Text is only ever text. An empty cell of a number is undefined, never 0. Intervals and their methods are in
+[methods.md](methods.md). A number that a failed check of `audit.json` bears on stands in the files all the same:
+whoever reads them reads `not_supported` there too."""
 
 _METRICS_INTRO = "What `metric` can be. The first ones are those of `metrics.csv`, whose reader enforces the ranges."
 
 _PARQUET = """## Parquet
 
-`tamperdose export RUN --format parquet` writes the files of rows that a run has as tables of the same names and columns,
-with `integer` as int64, `real` as float64, `flag` as bool and `text` as string; an empty cell of a number is null. The
-meaning and unit of a column stand in its metadata. `metrics` and `dose_response` have one column more,
+`tamperdose export RUN --format parquet` writes the files of rows that a run has as tables of the same names and
+columns, with `integer` as int64, `real` as float64, `flag` as bool and `text` as string; an empty cell of a number is
+null. The meaning and unit of a column stand in its metadata. `metrics` and `dose_response` have one column more,
 `not_supported_because`: the failed checks of the audit that leave the number without support, null where it stands. Two
 tables are not among the CSV files:
 
-- `answers`: a row for each answer and judge, with `verdict`, `p_refusal`, `n_characters` and `sha256` of the answer. The
-  `completion` and `evidence` of answers to harmful prompts are null and `redacted` is true, unless `--show-text` is given.
-- `transitions`: a row for each prompt, sample, judge and dose above 0: its verdict at dose 0 (`verdict_base`) and at the
-  dose (`verdict`)."""
+- `answers`: a row for each answer and judge, with `verdict`, `p_refusal`, `n_characters` and `sha256` of the answer.
+  The `completion` and `evidence` of answers to harmful prompts are null and `redacted` is true, unless `--show-text`
+  is given.
+- `transitions`: a row for each prompt, sample, judge and dose above 0: its verdict at dose 0 (`verdict_base`) and at
+  the dose (`verdict`)."""

@@ -1,4 +1,7 @@
-"""A run's tables as Parquet: the CSV files with their types, every answer, every prompt's transition. Extra `parquet`."""
+"""A run's tables as Parquet: the CSV files with their types, every answer, every prompt's transition.
+
+Needs the extra `parquet`.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -181,8 +184,12 @@ def _write(path: Path, columns: Mapping[str, Column], rows: _Rows) -> Path:
     schema = pa.schema([pa.field(name, kinds[column.kind], metadata=about[name]) for name, column in columns.items()])
     found = list(rows)
     try:
-        arrays = [pa.array([row[name] for row in found], kind) for name, kind in zip(schema.names, schema.types, strict=True)]
+        arrays = [
+            pa.array([row[name] for row in found], kind) for name, kind in zip(schema.names, schema.types, strict=True)
+        ]
     except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        raise DataError(explain(f"cannot write {path}", got=str(error)[:200], expected="what docs/schema.md says")) from error
+        raise DataError(
+            explain(f"cannot write {path}", got=str(error)[:200], expected="what docs/schema.md says")
+        ) from error
     table = pa.Table.from_arrays(arrays, schema=schema)
     return write_atomic(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
