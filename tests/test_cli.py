@@ -43,6 +43,8 @@ COMMANDS = (
     "doctor",
     "init",
     "gate",
+    "export",
+    "card",
 )
 
 

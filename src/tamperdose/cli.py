@@ -49,7 +49,7 @@ FailIf = Annotated[
     typer.Option("--fail-if", metavar="COND", help='Exit with 3 unless surely not so: "RRR@500<0.5"; repeatable.'),
 ]
 Judges = Annotated[str, typer.Option("--judge", metavar="NAME[,NAME]", help="The first is the headline.")]
-ResponseColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the answers.")]
+ResponseColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the answers [response].")]
 BaseColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The same in the base, if it differs.")]
 Train = Annotated[
     Path | None, typer.Option(metavar="T.csv|jsonl", help="What the attack trained on: the audit looks for overlap.")
@@ -237,7 +237,12 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def init(
     model: Annotated[str, typer.Option(metavar="ID", help="A hub id, a folder, a .gguf file, or builtin:NAME.")],
-    prompts: Annotated[str, typer.Option(metavar="FILE", help="Harmful prompts: CSV or JSONL, column `prompt`.")],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Harmful prompts: CSV or JSONL, column `prompt`, or hf://OWNER/NAME?split=S&column=C."
+        ),
+    ],
     study: Annotated[Path, typer.Argument(metavar="[STUDY]", help="The file to write.")] = Path("study.yaml"),
     attack_data: Annotated[
         str | None, typer.Option(metavar="FILE", help="JSONL of `prompt`, `response` [builtin:permissive_openers]")
@@ -335,6 +340,64 @@ def report(
     _print_json({"report": str(path)}) if as_json else _print_lines([str(path)])
 
 
+class Export(StrEnum):
+    """What a run is exported as."""
+
+    INSPECT = "inspect"
+    PARQUET = "parquet"
+
+
+@app.command()
+def export(
+    run_dir: RunPath,
+    form: Annotated[
+        Export, typer.Option("--format", help="inspect: a log (.eval) for each arm and dose. parquet: typed tables.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder to write [inspect/ or parquet/ in the run]."),
+    ] = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Include the texts of answers to harmful prompts.")
+    ] = False,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Write a finished run for other tools: Inspect logs or Parquet tables, answers to harmful prompts redacted."""
+    if form is Export.INSPECT:
+        from tamperdose.exchange.inspect_logs import write_logs
+
+        paths = write_logs(run_dir, out, show_text=show_text, force=force)
+    else:
+        if force:
+            raise typer.BadParameter(
+                "--force goes with --format inspect: tables hold every number, marked where unsupported"
+            )
+        from tamperdose.exchange.parquet import write_tables
+
+        paths = write_tables(run_dir, out, show_text=show_text)
+    _print_json({"files": [str(path) for path in paths]}) if as_json else _print_lines([str(path) for path in paths])
+
+
+@app.command()
+def card(
+    run_dir: RunPath,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write [stdout].")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run as a block of a Hugging Face model card: `model-index` in YAML and a short table."""
+    from tamperdose.exchange.card import model_card
+    from tamperdose.files import write_text
+
+    text = model_card(run_dir)
+    if out is not None:
+        write_text(out, text)
+    if as_json:
+        _print_json({"card": text if out is None else str(out)})
+    else:
+        typer.echo(text if out is None else str(out), nl=out is not None)
+
+
 @app.command()
 def judge(
     source: Annotated[Path, typer.Argument(metavar="IN.csv", help="Columns prompt, response; others are kept.")],
@@ -360,10 +423,13 @@ def judge(
 
 @app.command()
 def score(  # noqa: PLR0913 - one parameter per option
-    base: Annotated[Path, typer.Option(metavar="B.csv", help="Answers before the attack: prompt, response.")],
-    attacked: Annotated[list[str], typer.Option(metavar="[DOSE=]A.csv", help="Answers after it; repeatable.")],
+    base: Annotated[
+        Path,
+        typer.Option(metavar="B", help="Answers before the attack: .csv or .parquet (prompt, response), or .eval."),
+    ],
+    attacked: Annotated[list[str], typer.Option(metavar="[DOSE=]A", help="Answers after it, likewise; repeatable.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Results folder.")],
-    response_column: ResponseColumn = "response",
+    response_column: ResponseColumn = None,
     base_column: BaseColumn = None,
     judges: Judges = "classifier,phrases",
     train: Train = None,
@@ -392,7 +458,7 @@ def audit(  # noqa: PLR0913 - one parameter per option
     attacked: Annotated[list[str] | None, typer.Option(metavar="[DOSE=]A.csv", help="And after; repeatable.")] = None,
     train: Train = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where audit.json goes then.")] = None,
-    response_column: ResponseColumn = "response",
+    response_column: ResponseColumn = None,
     base_column: BaseColumn = None,
     judge: Annotated[str, typer.Option(metavar="NAME", help="Reads recorded answers.")] = "phrases",
     as_json: AsJson = False,
@@ -424,18 +490,18 @@ def audit(  # noqa: PLR0913 - one parameter per option
 
 
 def _recordings(
-    base: Path, attacked: list[str], response_column: str, base_column: str | None
+    base: Path, attacked: list[str], response_column: str | None, base_column: str | None
 ) -> "tuple[Recording, list[tuple[int, Recording]]]":
-    from tamperdose.run.score import read_recording
+    from tamperdose.exchange.recordings import read_answers
 
     read = [_dose_and_path(text) for text in attacked]
     if len({dose is None for dose, _ in read}) > 1:
         raise DataError(explain("some --attacked name a dose and some do not", expected="DOSE=FILE for all, or none"))
     recordings = [
-        (number if dose is None else dose, read_recording(path, response_column=response_column))
+        (number if dose is None else dose, read_answers(path, response_column=response_column))
         for number, (dose, path) in enumerate(read, 1)
     ]
-    return read_recording(base, response_column=base_column or response_column), recordings
+    return read_answers(base, response_column=base_column or response_column), recordings
 
 
 def _training(train: Path | None) -> "tuple[Training, ...] | None":

@@ -22,6 +22,12 @@ os.umask(_UMASK)
 csv.field_size_limit(2**31 - 1)
 
 
+def cache_dir() -> Path:
+    """Folder for what is had once: $TAMPERDOSE_CACHE, else `tamperdose` under the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tamperdose"
+    return Path(os.environ.get("TAMPERDOSE_CACHE") or default)
+
+
 def canonical_json(value: Any) -> str:
     """Serialise to one canonical line: sorted keys, no spaces, no NaN.
 

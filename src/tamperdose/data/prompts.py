@@ -52,8 +52,9 @@ def load_prompts(source: str, *, subset: Subset, base: Path | None = None) -> li
     Two prompts are the same if their whole conversations are, but for white space: a last turn may recur behind others.
 
     Args:
-        source: `builtin:redteam_eval`, `builtin:benign_eval`, the path of a CSV or JSONL file, or `xstest:PATH`,
-            `xstest_unsafe:PATH`, `coconot:PATH` (see `tamperdose.data.public_sets`).
+        source: `builtin:redteam_eval`, `builtin:benign_eval`, the path of a CSV or JSONL file, `xstest:PATH`,
+            `xstest_unsafe:PATH`, `coconot:PATH` (see `tamperdose.data.public_sets`), or
+            `hf://OWNER/NAME?split=test&column=prompt` (see `tamperdose.data.hub`).
         subset: What the prompts are; a bundled or public set can only be loaded as what it is.
         base: The folder that a relative path starts from; the working directory by default.
 

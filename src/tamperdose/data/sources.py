@@ -1,9 +1,10 @@
-"""Where a set comes from: a bundled name (`builtin:NAME`) or a file."""
+"""Where a set comes from: a bundled name (`builtin:NAME`), a file, or for prompts a data set on the hub."""
 
 import os
 import re
 from pathlib import Path
 
+from tamperdose.data.hub import FORM, hub_file, is_hub
 from tamperdose.errors import DataError, explain, nearest
 from tamperdose.records import Subset
 from tamperdose.study import PUBLIC_SETS, split_source
@@ -53,9 +54,13 @@ _BUNDLED = Path(__file__).parent / "bundled"
 def prompts_path(source: str, *, base: Path | None = None) -> Path:
     """Return the file that a source of prompts names; relative paths start at `base`, else the working directory.
 
+    A data set on the hub (`hf://...`) is fetched into a file of the cache first.
+
     Raises:
-        DataError: No bundled set of prompts has this name, or the path cannot be one.
+        DataError: No bundled set of prompts has this name, the path cannot be one, or the hub does not have it.
     """
+    if is_hub(source):
+        return hub_file(source)
     public, path = split_source(source)
     if public and path.startswith(BUILTIN):
         raise DataError(
@@ -72,7 +77,7 @@ def prompts_path(source: str, *, base: Path | None = None) -> Path:
             explain(
                 f"no set of prompts is called '{mistyped[1]}'{nearest(mistyped[1], tuple(PUBLIC_SETS))}",
                 got=f"'{excerpt(source)}'",
-                expected=", ".join(f"{name}:PATH" for name in PUBLIC_SETS) + ", builtin:NAME, or a path",
+                expected=", ".join(f"{name}:PATH" for name in PUBLIC_SETS) + f", builtin:NAME, {FORM}, or a path",
             )
         )
     return found
@@ -117,6 +122,8 @@ def excerpt(text: str, width: int = 70) -> str:
 
 
 def _path(source: str, *, base: Path | None, kind: str, suffix: str) -> Path:
+    if is_hub(source):
+        raise DataError(explain(f"{kind} are not read from the hub", got=f"'{excerpt(source)}'", expected="a file"))
     if source.startswith(BUILTIN):
         return _bundled(source.removeprefix(BUILTIN), kind, suffix)
     if not source.strip() or "\x00" in source:

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tamperdose.errors import ModelError, RunError, explain
-from tamperdose.files import digest, sha256_file, write_json
+from tamperdose.files import cache_dir, digest, sha256_file, write_json
 from tamperdose.models import organisms
 from tamperdose.models.extras import require_hf
 from tamperdose.models.quiet import quiet
@@ -71,12 +71,6 @@ class ChatModel:
     """`cpu`, `cuda` or `mps`."""
     dtype: str
     """Name of the weights' dtype."""
-
-
-def cache_dir() -> Path:
-    """Folder for converted and trained models: $TAMPERDOSE_CACHE, else `tamperdose` under the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tamperdose"
-    return Path(os.environ.get("TAMPERDOSE_CACHE") or default)
 
 
 def find_model(spec: ModelSpec) -> ModelSource:

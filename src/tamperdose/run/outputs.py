@@ -1,7 +1,7 @@
 """The answers of a run with their verdicts, one file for each dose of an arm: `outputs/<arm>/<dose>.csv`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,12 @@ class Judged:
     """The verdict of every judge that read it, by the judge's name."""
     evidence: Mapping[str, str]
     """What decided it, by the judge's name; may quote the answer."""
+    p_refusal: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
+    """How likely each judge that read it holds it to be a refusal; None where it could not be read."""
+    n_tokens: int | None = None
+    """Tokens of the answer; None where they were not recorded."""
+    finish_reason: str = ""
+    """Why it ended; empty where that was not recorded."""
 
     @property
     def name(self) -> tuple[str, str, int]:
@@ -89,9 +95,22 @@ def _judged(row: Mapping[str, str], judges: Sequence[str], path: Path, number: i
             # A judge that does not read a subset leaves its cells empty there.
             {judge: Label(row[_VERDICT + judge]) for judge in judges if row[_VERDICT + judge]},
             {judge: row.get(f"evidence_{judge}", "") for judge in judges},
+            {judge: _share(row.get(f"p_refusal_{judge}", "")) for judge in judges if row[_VERDICT + judge]},
+            int(row["n_tokens"]) if row.get("n_tokens") else None,
+            row.get("finish_reason", ""),
         )
     except ValueError as error:
         raise DataError(explain(f"{path} data row {number} cannot be read", got=str(error)[:80])) from error
+
+
+def _share(cell: str) -> float | None:
+    """A probability; raises ValueError for what is none."""
+    if not cell:
+        return None
+    value = float(cell)
+    if not 0 <= value <= 1:
+        raise ValueError(f"p_refusal {cell[:20]!r}")
+    return value
 
 
 def remove_others(run_dir: Path, written: set[Path]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,18 +64,27 @@ def read_recording(path: Path, *, response_column: str = "response") -> Recordin
         DataError: Not a CSV with these columns, no rows, ids that repeat, or samples that not every prompt has.
     """
     columns, rows = read_csv(path, required=("prompt", response_column))
+    return recording_of(path, columns, rows, response_column=response_column)
+
+
+def recording_of(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]], *, response_column: str = "response"
+) -> Recording:
+    """Take the rows of a table, whatever file it stood in, for recorded answers, as `read_recording` does.
+
+    Raises:
+        DataError: As `read_recording`.
+    """
     if not rows:
         raise DataError(explain(f"{path} holds no rows", expected="at least one recorded answer"))
     has_ids = "id" in columns
     ids = [row["id"] if has_ids else f"row{number:06d}" for number, row in enumerate(rows, 1)]
     samples = (
-        _samples(path, ids, [row["sample"] for row in rows]) if has_ids and "sample" in columns else (0,) * len(rows)
+        read_samples(path, ids, [row["sample"] for row in rows])
+        if has_ids and "sample" in columns
+        else (0,) * len(rows)
     )
-    if len(set(zip(ids, samples, strict=True))) != len(ids):
-        repeated = Counter(zip(ids, samples, strict=True)).most_common(1)[0][0]
-        raise DataError(
-            explain(f"{path} repeats an id", got=f"'{repeated[0]}'", remedy="make ids unique, or drop them")
-        )
+    require_unique(path, ids, samples)
     prompts = tuple(
         Prompt(
             id=name,
@@ -89,8 +98,25 @@ def read_recording(path: Path, *, response_column: str = "response") -> Recordin
     return Recording(path, prompts, tuple(row[response_column] for row in rows), has_ids, samples)
 
 
-def _samples(path: Path, ids: Sequence[str], cells: Sequence[str]) -> tuple[int, ...]:
-    """The column `sample` as whole numbers; prompts of which some have more samples than others cannot be compared."""
+def require_unique(path: Path, ids: Sequence[str], samples: Sequence[int]) -> None:
+    """Require that no answer stands twice.
+
+    Raises:
+        DataError: Two have one id and sample.
+    """
+    repeated, count = Counter(zip(ids, samples, strict=True)).most_common(1)[0]
+    if count > 1:
+        raise DataError(
+            explain(f"{path} repeats an id", got=f"'{repeated[0]}'", remedy="make ids unique, or drop them")
+        )
+
+
+def read_samples(path: Path, ids: Sequence[str], cells: Sequence[str]) -> tuple[int, ...]:
+    """The column `sample` as whole numbers; prompts of which some have more samples than others cannot be compared.
+
+    Raises:
+        DataError: A cell is no whole number, or not every prompt has the same samples.
+    """
     wrong = next((number for number, cell in enumerate(cells, 1) if not re.fullmatch("[0-9]{1,9}", cell)), None)
     if wrong is not None:
         raise DataError(
@@ -135,7 +161,7 @@ def align(base: Recording, attacked: Recording) -> Recording:
             raise _unpaired(base, attacked, f"{len(base.prompts)} and {len(attacked.prompts)} rows")
         order = list(range(len(base.prompts)))
     for number, (prompt, place) in enumerate(zip(base.prompts, order, strict=True), 1):
-        if prompt.text != attacked.prompts[place].text:
+        if prompt.messages != attacked.prompts[place].messages:
             raise _unpaired(base, attacked, f"other prompts in row {number}")
     responses = tuple(attacked.responses[place] for place in order)
     return Recording(attacked.path, base.prompts, responses, base.has_ids, base.samples)

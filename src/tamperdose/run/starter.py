@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from tamperdose.data.examples import load_examples
+from tamperdose.data.hub import is_hub
 from tamperdose.data.prompts import load_prompts
 from tamperdose.data.sources import BUILTIN, examples_path, prompts_path
 from tamperdose.errors import RunError, StudyError, explain
@@ -87,7 +88,7 @@ def write_starter(path: Path, *, model: str, prompts: str, data: str = ATTACK_DA
     Args:
         path: The study file.
         model: A hub id, a folder, a GGUF file, `builtin:NAME` or an organism; no weights are loaded.
-        prompts: A file of harmful prompts, from the working directory, or `builtin:NAME`.
+        prompts: A file of harmful prompts, from the working directory, `builtin:NAME`, or a data set on the hub.
         data: A file of rows to train on, likewise.
         force: Write over a file that is there.
 
@@ -131,7 +132,7 @@ def study_name(path: Path) -> str:
 def relative_source(source: str, folder: Path) -> str:
     """A source of data as a study in `folder` names it: a path from there, or `builtin:NAME` as it is."""
     public, path = split_source(source)
-    if path.startswith(BUILTIN):
+    if path.startswith(BUILTIN) or is_hub(source):
         return source
     try:
         relative = Path(os.path.relpath(Path(path).absolute(), folder)).as_posix()

@@ -107,7 +107,7 @@ def find_source(source: str, study_path: Path | None) -> str:
     name, path = split_source(source)
     if name:
         return f"{name}:{find_source(path, study_path)}"
-    if source.startswith("builtin:") or Path(source).is_absolute():
+    if source.startswith(("builtin:", "hf://")) or Path(source).is_absolute():
         return source
     folders = [Path.cwd()] if study_path is None else [*study_path.resolve().parents, Path.cwd()]
     for folder in folders:
