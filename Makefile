@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # One process for each core, each file in one of them, the long ones first.
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo ladder ladder-full test check docs bare bench bench-gpu validate figures clean
+.PHONY: help setup demo ladder ladder-full check fast test docs bare bench bench-gpu validate figures clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,11 +44,13 @@ ladder: setup  ## Organisms of six sizes, trained here, attacked with three seed
 ladder-full: setup  ## The same with two independently trained bases for each size; about twice as long.
 	$(BIN)/tamperdose run $(LADDER)/study_full.yaml -o $(LADDER)/results_full
 
-check: setup  ## Lint, types, import layers, fast tests.
+check: setup  ## Lint, types, import layers.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+fast: setup  ## The tests that take seconds.
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test: setup  ## All tests that run without a GPU.
