@@ -180,6 +180,7 @@ def test_what_an_audit_withholds_takes_no_part(tmp_path: Path) -> None:
     assert {(one["dose"], one["metric"]) for one in told} == {(4, "RRR")}
     [first, *_] = verdict_lines(found)
     assert "at 2 of A's 3 arm x dose" in first
+    assert [*verdict_lines(found)][-1].endswith("of 360")
     assert compare_runs(a, broken, force=True).verdict is Reproduction.DIFFERS
     write_json(b / "audit.json", to_audit_json(audit_of(ARM, DOSES, Outcome.FAIL)))
     assert compare_runs(a, b).verdict is Reproduction.UNDECIDED, "nothing is supported"

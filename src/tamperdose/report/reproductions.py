@@ -42,7 +42,9 @@ def verdict_lines(comparison: Comparison) -> Iterator[str]:
         places = [f"dose {one.dose}" for one in deciding if one.verdict is verdict]
         if places:
             yield f"  {verdict}: {', '.join(dict.fromkeys(places))}"
-    n_same, n = (sum(getattr(one, name) for one in deciding) for name in ("n_same", "n_answers"))
+    # Texts are the same or not, whatever an audit says of rates.
+    harmful = [one for one in comparison.differences if one.judge == comparison.judge and one.metric == "RRR"]
+    n_same, n = (sum(getattr(one, name) for one in harmful) for name in ("n_same", "n_answers"))
     yield f"  answers to harmful prompts that are the same text: {n_same} of {n}"
 
 
