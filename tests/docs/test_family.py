@@ -27,7 +27,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["mistral", "qwen3", "olmo2"])
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "olmo2", "gemma2", "gpt_neox"])
 def test_a_family_goes_through(example: Any, tmp_path: Path, family: str) -> None:
     run = example.try_family(family, tmp_path)
     assert set(run.metrics["dose_steps"]) == {0, 1, 2}

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
+import tamperdose as td
 from doc_pages import ROOT
 from studies import run_study
 from tamperdose.data.organism_language import REFUSALS
@@ -75,15 +76,24 @@ def results(organism_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         return run_study(folder / "study.yaml")
 
 
+@pytest.fixture(scope="module")
+def figures(results: Path) -> list[Path]:
+    """Drawn once: the notebooks share the code that draws."""
+    return td.open_run(results).draw()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_every_notebook_runs_on_the_results_of_an_organism(
-    folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, results: Path, figures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown: list[Any] = []
     monkeypatch.setenv("TAMPERDOSE_RUN", str(results))
-    monkeypatch.setattr("IPython.display.display", lambda *_: None)
+    monkeypatch.setattr(td.Run, "draw", lambda _: figures)
+    monkeypatch.setattr("IPython.display.display", shown.append)
     code = compile((folder / "notebook.py").read_text(), str(folder / "notebook.py"), "exec")
     exec(code, {"__name__": "__main__"})
+    assert len(shown) == sum(path.suffix == ".png" for path in figures) >= 5
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from tamperdose.errors import DataError, RunError, explain
+from tamperdose.errors import DataError, ModelError, RunError, explain
 from tamperdose.files import digest, write_atomic
 from tamperdose.models.cache import has_only_full_attention
 from tamperdose.models.chat import encode_chat, end_tokens, require_plain
@@ -471,7 +471,12 @@ def _learning(chat: ChatModel, recipe: Recipe) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _adapted(chat: ChatModel, shape: LoraShape, *, seed: int) -> Iterator[PeftModel]:
-    """A model with a fresh adapter on all linear layers, taken off again at the end."""
+    """A model with a fresh adapter on all linear layers, taken off again at the end.
+
+    Raises:
+        ModelError: Its layers keep their weights transposed, so that no adapter of ours could be added to them.
+    """
+    _require_linear(chat)
     config = LoraConfig(
         r=shape.lora_rank,
         lora_alpha=shape.lora_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, a float is fine
@@ -492,6 +497,14 @@ def _adapted(chat: ChatModel, shape: LoraShape, *, seed: int) -> Iterator[PeftMo
     finally:
         wrapped.unload()
         chat.model.eval()
+
+
+def _require_linear(chat: ChatModel) -> None:
+    if any(type(module).__name__ == "Conv1D" for module in chat.model.modules()):
+        kind = chat.model.config.model_type
+        raise ModelError(
+            explain(f"adapters cannot be trained on '{kind}'", got="Conv1D layers", expected="torch.nn.Linear")
+        )
 
 
 def _encode_rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> list[_TokenRow]:
