@@ -366,8 +366,9 @@ def export(
     """Write a finished run for other tools: Inspect logs or Parquet tables, answers to harmful prompts redacted."""
     if form is Export.INSPECT:
         from tamperdose.exchange.inspect_logs import write_logs
+        from tamperdose.run.progress import Reporter
 
-        paths = write_logs(run_dir, out, show_text=show_text, force=force)
+        paths = write_logs(run_dir, out, show_text=show_text, force=force, reporter=Reporter())
     else:
         if force:
             raise typer.BadParameter(

@@ -1,9 +1,12 @@
 """Every column that is written is described, and the page says what the code says."""
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
 
+from tamperdose import run as run_package
 from tamperdose.exchange.columns import COLUMNS, METRICS, OTHER_METRICS, TABLES, Kind, Table, schema_page
 from tamperdose.files import read_csv
 from tamperdose.run import compare_schema
@@ -46,6 +49,19 @@ def test_every_column_of_the_code_is_described() -> None:
     assert not unused
     with pytest.raises(KeyError):
         Table("new.csv", "One row", ("a_new_column",)).column("a_new_column")
+
+
+def test_every_list_of_columns_in_the_code_is_described() -> None:
+    described = {name for table in TABLES for name in table.columns}
+    lists = {
+        f"{module.name}.{name}": value
+        for module in pkgutil.iter_modules(run_package.__path__, "tamperdose.run.")
+        for name, value in vars(importlib.import_module(module.name)).items()
+        if name.endswith("_COLUMNS") and isinstance(value, tuple)
+    }
+    assert len(lists) > 15
+    missing = {where: set(names) - described for where, names in lists.items() if set(names) - described}
+    assert not missing
 
 
 def test_types_are_those_of_the_readers() -> None:

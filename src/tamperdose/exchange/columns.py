@@ -334,6 +334,7 @@ JSON_FILES: dict[str, str] = {
     AUDIT_FILE: "`outcome`, `summary`, `not_supported`, `cells` and `checks`: what would invalidate a number",
     "manifest.json": "Where the numbers come from: versions, commit, SHA-256 of the data, settings of every answer",
     "timings.json": "Seconds of every stage, of every session; from the clock",
+    "failures.json": "What failed of a run on a cluster, and why; not there where nothing did",
     "calibration.json": "How far judge and people agree, and what the corrected rates rest on; written by `calibrate`",
 }
 """The other files."""

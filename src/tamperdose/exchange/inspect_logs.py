@@ -18,6 +18,7 @@ from tamperdose.files import digest, remove, write_atomic
 from tamperdose.records import FinishReason, Label, Subset
 from tamperdose.report.text import printable
 from tamperdose.run.outputs import Judged
+from tamperdose.run.progress import Reporter
 from tamperdose.run.schema import column, keep_rows
 
 FOLDER = "inspect"
@@ -32,7 +33,14 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _STOPS = {FinishReason.STOP.value: "stop", FinishReason.LENGTH.value: "max_tokens"}
 
 
-def write_logs(run_dir: Path, out: Path | None = None, *, show_text: bool = False, force: bool = False) -> list[Path]:
+def write_logs(
+    run_dir: Path,
+    out: Path | None = None,
+    *,
+    show_text: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> list[Path]:
     """Write one log for every arm and dose of a finished run; returns their paths, small models first.
 
     Each prompt is a sample, each of its samples an epoch; each judge is a scorer whose score is the verdict. The
@@ -44,19 +52,22 @@ def write_logs(run_dir: Path, out: Path | None = None, *, show_text: bool = Fals
         out: The folder for the logs; `inspect` in the run's by default, which then holds these logs alone.
         show_text: Include the answers to harmful prompts.
         force: Include numbers that the audit does not support, marked as such.
+        reporter: Says how far it has come; nobody by default.
 
     Raises:
         DataError: No metrics, no answers, or a damaged file.
-        RunError: The folder cannot be written.
-        TamperdoseError: The extra `inspect` is not installed.
+        RunError: The folder cannot be written, or the extra `inspect` is not installed.
     """
     require_package("inspect_ai", extra="inspect")
     source = read_source(run_dir)
     folder = run_dir / FOLDER if out is None else out
-    written = [
-        _write_log(folder / f"{cell.arm}_{cell.dose}{SUFFIX}", _log(source, cell, show_text=show_text, force=force))
-        for cell in list_cells(source)
-    ]
+    written: list[Path] = []
+    n_cells = len(source.frame[["arm", "dose_steps"]].drop_duplicates())
+    with (reporter or Reporter(quiet=True)).timed("writing logs", n_cells) as advance:
+        for cell in list_cells(source):
+            log = _log(source, cell, show_text=show_text, force=force)
+            written.append(_write_log(folder / f"{cell.arm}_{cell.dose}{SUFFIX}", log))
+            advance(1)
     if out is None:
         for path in sorted(set(folder.glob(f"*{SUFFIX}")) - set(written)):
             remove(path)
