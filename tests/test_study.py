@@ -423,9 +423,9 @@ def test_a_whole_address_is_cut_to_its_base() -> None:
         ([LLM, LLM | {"model": "n"}], r"must differ, got \['mine', 'mine'\]"),
         ([LLM | {"name": "phrases"}], "name of a judge that comes with tamperdose"),
         ([LLM | {"name": "a,b"}], r"judges\.0\.name"),
-        ([LLM | {"kind": "oracle"}], "a block with kind: llm, guard or exact"),
-        ([{"name": "mine"}], "a block with kind: llm, guard or exact"),
-        ([3], "a block with kind: llm, guard or exact"),
+        ([LLM | {"kind": "oracle"}], "a block with kind: llm, guard, exact or plugin"),
+        ([{"name": "mine"}], "a block with kind: llm, guard, exact or plugin"),
+        ([3], "a block with kind: llm, guard, exact or plugin"),
         ([LLM | {"modl": "x"}], r"unknown key 'judges\.0\.modl' \(did you mean 'model'\?\)"),
         ([LLM | {"base_url": "ftp://x/v1"}], "an address such as"),
         ([LLM | {"base_url": "api.openai.com/v1"}], "an address such as"),
@@ -471,7 +471,12 @@ def test_a_judge_in_a_file_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "judge.yaml"
     path.write_text(yaml.safe_dump(GUARD))
     assert load_judge(path) == GuardJudge(**GUARD)
-    bad = {"- a": "is not a judge", "a: [": "not valid YAML", "kind: llm": "base_url", "kind: x": "kind: llm, guard or"}
+    bad = {
+        "- a": "is not a judge",
+        "a: [": "not valid YAML",
+        "kind: llm": "base_url",
+        "kind: x": "kind: llm, guard, exact or",
+    }
     for text, expected in bad.items():
         path.write_text(text)
         with pytest.raises(StudyError, match=expected):
