@@ -9,7 +9,7 @@ bfloat16 and, with bitsandbytes, in nf4. Measured, each beside the least it coul
    bytes it must read (weights and cache) over the copy bandwidth and its operations over the matrix rate.
 3. Merging an adapter and restoring the weights, with their copies on the GPU and in main memory.
 4. Peak memory in training and decoding against what `tamperdose plan` says beforehand.
-5. With `--vllm`: the comparison of vLLM with transformers, and the same answers by vLLM. This part was not run on a GPU yet.
+5. With `--vllm`: the comparison of vLLM with transformers, and the same answers by vLLM. Not run on a GPU yet.
 
 `--tiny` runs the same on a small model on the CPU, to see that the script works; its figures mean nothing.
 """
