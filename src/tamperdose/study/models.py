@@ -156,16 +156,17 @@ class Equivalence(Frozen):
     """
 
     n_prompts: Annotated[int, BeforeValidator(no_boolean), Field(ge=64, le=10_000)] = 128
-    """Prompts that both are asked; with fewer, an agreement of 0.90 cannot be told from one of 0.97."""
+    """Prompts that both are asked."""
     n_tokens: Annotated[PositiveInt, Field(le=512)] = 16
     """Tokens of each of transformers' greedy answers whose log-probabilities are compared."""
-    top1: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, lt=1)] = 0.90
+    top1: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, lt=1)] = 0.80
     """The share of prompts whose first token is the same must surely be larger: by the low end of its interval.
 
-    Where two tokens are nearly tied in bfloat16, rounding may choose another."""
+    Where two tokens are nearly tied in bfloat16, rounding chooses another: with SmolLM2-135M transformers agreed with
+    itself, read in another way, on 116 to 125 of 128 prompts, vLLM with it on 118 to 122; without the adapter on 27."""
     mean_logprob: PositiveFloat = 0.1
     """Largest mean difference of a token's log-probability, nats. bfloat16 writes logits between 16 and 32 in steps of
-    0.125, which should make a few hundredths of it."""
+    0.125: 0.03 to 0.06 were seen, and 0.025 to 0.05 between transformers in bfloat16 and float32."""
     max_logprob: PositiveFloat = 2.0
     """Largest difference of any token's, nats: a factor of seven in its odds."""
     effect: PositiveFloat = 0.5
