@@ -132,7 +132,7 @@ class Grid:
 def demo_grid() -> Grid:
     """Read the demo's study."""
     study = load_study(DEMO)
-    attack = study.attack
+    (attack,) = study.attack
     assert isinstance(attack, LoraSpec), "the demo's attack is LoRA"
     recipe = Recipe(
         learning_rate=attack.learning_rate[0],
