@@ -72,29 +72,27 @@ def settle_equivalence(plan: Plan, ledger: Ledger, model: ModelPlan, backend: Ba
     found = read_equivalence(plan, ledger, model)
     if found is None:
         with ledger.held("equivalence", key):
-            found = read_equivalence(plan, ledger, model)
-            if found is None:
-                found = _compare(plan, model, backend, reporter)
-                _keep(ledger, key, found, inputs=_inputs(plan, model, engine, comparison_prompts(plan)))
+            found = read_equivalence(plan, ledger, model) or _compare(plan, ledger, model, backend, reporter)
     if not found["passed"]:
         raise RunError(_message(model, found))
     backend.use_adapters(found["adapters"])
 
 
-def _compare(plan: Plan, model: ModelPlan, backend: Backend, reporter: Reporter) -> dict[str, Any]:
-    prompts = comparison_prompts(plan)
+def _compare(plan: Plan, ledger: Ledger, model: ModelPlan, backend: Backend, reporter: Reporter) -> dict[str, Any]:
+    engine, key, prompts = plan.study.engine, equivalence_key(plan, model), comparison_prompts(plan)
+    if not isinstance(engine, VllmEngine) or key is None:
+        raise RunError("nothing to compare")
     reporter.stages += 1
     with reporter.timed(f"{model.spec.label}: vllm against transformers, prompts", len(prompts)) as advance:
         found = backend.compare(prompts)
         advance(len(prompts))
-    return found
 
-
-def _keep(ledger: Ledger, key: str, found: dict[str, Any], *, inputs: dict[str, Any]) -> None:
     def write(path: Path) -> None:
         path.write_text(json.dumps(found, sort_keys=True), encoding="utf-8")
 
+    inputs = _inputs(plan, model, engine, prompts)
     ledger.put("equivalence", key, write, suffix=".equivalence", inputs=inputs)
+    return found
 
 
 def _message(model: ModelPlan, found: dict[str, Any]) -> str:
