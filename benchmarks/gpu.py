@@ -423,8 +423,8 @@ def bench_served(folder: Path, machine: Machine, kind: str) -> dict[str, Any]:
             for state, found in attempt["states"].items():
                 say(
                     f"    adapters by {attempt['adapters']}, {state}: {found['n_same']} of {found['n_prompts']} first "
-                    f"tokens, log-probabilities differ by {found['mean_difference']:.4f} in the mean, at most "
-                    f"{found['max_difference']:.3f}"
+                    f"tokens, {found['n_near']} with ties, log-probabilities differ by {found['mean_difference']:.4f} "
+                    f"in the mean, at most {found['max_difference']:.3f}"
                 )
             for text in attempt["shortcomings"]:
                 say(f"      {text}")

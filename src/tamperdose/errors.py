@@ -32,6 +32,10 @@ class RunError(TamperdoseError):
     """A run's folder cannot be written, read or resumed."""
 
 
+class ExtraError(TamperdoseError):
+    """A package is needed that only an extra brings, and it is not installed."""
+
+
 class GateError(TamperdoseError):
     """A gate that was asked for is not met. The command line exits with 3."""
 

@@ -7,11 +7,10 @@ from typing import Any
 import datasets
 import pytest
 
-from tamperdose.data import hub
 from tamperdose.data.hub import hub_file, parse_hub
 from tamperdose.data.prompts import load_prompts
 from tamperdose.data.sources import examples_path
-from tamperdose.errors import DataError
+from tamperdose.errors import DataError, ExtraError
 from tamperdose.files import sha256_file
 from tamperdose.records import Message, Subset
 from tamperdose.run.plan import read_data
@@ -131,8 +130,8 @@ def test_without_a_network_the_error_is_clear(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(DataError, match=r"tamperdose\[hub\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ExtraError, match=r"tamperdose\[hub\]"):
         hub_file("hf://org/set?split=test")
 
 

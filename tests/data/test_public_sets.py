@@ -1,14 +1,15 @@
 """XSTest and CoCoNot in the layouts in which they are downloaded; the texts here are our own."""
 
-import importlib
 import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tamperdose.data.prompts import infer_template, load_prompts
-from tamperdose.errors import DataError
+from tamperdose.errors import DataError, ExtraError
 from tamperdose.records import Subset
 from tamperdose.study import find_source
 
@@ -114,35 +115,17 @@ def test_what_is_not_coconot_is_told(tmp_path: Path, name: str, content: str, me
 
 
 def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> object:
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(DataError, match="pyarrow is not installed"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ExtraError, match=r"tamperdose\[parquet\]"):
         load_prompts("coconot:" + _file(tmp_path, "c.parquet", "x"), subset=Subset.BENIGN)
 
 
-class _Arrow:
-    """What is used of `pyarrow.parquet`, which is not in the environment of the tests."""
-
-    def __init__(self, rows: list[dict[str, str]]) -> None:
-        self.rows = rows
-
-    def read_table(self, path: Path) -> "_Arrow":
-        if path.read_text(encoding="utf-8") != "PAR1":
-            raise ValueError("magic bytes not found in footer")
-        return self
-
-    def to_pylist(self) -> list[dict[str, str]]:
-        return self.rows
-
-
-def test_parquet_is_read_as_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib, "import_module", lambda _: _Arrow(COCONOT))
-    prompts = load_prompts("coconot:" + _file(tmp_path, "c.parquet", "PAR1"), subset=Subset.BENIGN)
-    assert [prompt.id for prompt in prompts] == ["aa1", "bb2"]
+def test_parquet_is_read_as_rows(tmp_path: Path) -> None:
+    table = tmp_path / "c.parquet"
+    pq.write_table(pa.Table.from_pylist(COCONOT), table)
+    assert [prompt.id for prompt in load_prompts(f"coconot:{table}", subset=Subset.BENIGN)] == ["aa1", "bb2"]
     with pytest.raises(DataError, match="cannot read"):
-        load_prompts("coconot:" + _file(tmp_path, "c.parquet", "not a table"), subset=Subset.BENIGN)
+        load_prompts("coconot:" + _file(tmp_path, "d.parquet", "not a table"), subset=Subset.BENIGN)
 
 
 def test_a_public_set_is_only_what_it_is(tmp_path: Path) -> None:

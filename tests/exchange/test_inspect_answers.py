@@ -28,7 +28,7 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolCall
 
 from exchanged import HOSTILE
-from tamperdose.errors import DataError, RunError
+from tamperdose.errors import DataError, ExtraError
 from tamperdose.exchange import inspect_answers
 from tamperdose.exchange.inspect_answers import read_log
 from tamperdose.exchange.inspect_logs import write_logs
@@ -237,5 +237,5 @@ def test_the_extra_is_named_and_a_column_of_a_log_refused(tmp_path: Path, monkey
     with pytest.raises(DataError, match="Inspect log"):
         read_answers(log, response_column="response")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(RunError, match=r"tamperdose\[inspect\]"):
+    with pytest.raises(ExtraError, match=r"tamperdose\[inspect\]"):
         read_answers(log)

@@ -11,7 +11,7 @@ from inspect_ai.analysis import evals_df, samples_df
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 
 from exchanged import CANARY
-from tamperdose.errors import DataError, RunError
+from tamperdose.errors import DataError, ExtraError
 from tamperdose.exchange import inspect_logs
 from tamperdose.exchange.inspect_logs import write_logs
 from tamperdose.files import read_csv, write_csv
@@ -195,7 +195,7 @@ def test_what_cannot_be_exported_is_said(run: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(DataError, match=r"no answers of .* at dose 2"):
         write_logs(run)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(RunError, match=r"tamperdose\[inspect\]"):
+    with pytest.raises(ExtraError, match=r"tamperdose\[inspect\]"):
         write_logs(run)
 
 

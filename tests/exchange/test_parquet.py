@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from exchanged import CANARY
-from tamperdose.errors import DataError, RunError
+from tamperdose.errors import DataError, ExtraError
 from tamperdose.exchange import parquet, parquet_answers
 from tamperdose.exchange.parquet import write_tables
 from tamperdose.exchange.parquet_answers import read_parquet
@@ -94,7 +94,7 @@ def test_damaged_files_and_a_missing_extra_are_said(run: Path, monkeypatch: pyte
     with pytest.raises(DataError, match="other columns"):
         write_tables(run)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(RunError, match=r"tamperdose\[parquet\]"):
+    with pytest.raises(ExtraError, match=r"tamperdose\[parquet\]"):
         write_tables(run)
 
 

@@ -3,7 +3,7 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from tamperdose.errors import JudgeError
+from tamperdose.errors import ExtraError, JudgeError
 from tamperdose.judges import JUDGE_NAMES, build_judge
 
 
@@ -25,5 +25,5 @@ def test_classifier_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         return None if name == "sentence_transformers" else real(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    with pytest.raises(JudgeError, match=r"pip install 'tamperdose\[hf\]'"):
+    with pytest.raises(ExtraError, match=r"pip install 'tamperdose\[hf\]'"):
         build_judge("classifier")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tamperdose.data.examples import load_examples
-from tamperdose.errors import JudgeError, ModelError
+from tamperdose.errors import ExtraError, ModelError
 from tamperdose.judges import build_judge
 from tamperdose.judges.guards import FAMILIES, defuse, render
 from tamperdose.models.hf import HfGenerator
@@ -198,5 +198,5 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
-    with pytest.raises(JudgeError, match=r"the judge 'guard'(?s:.)*pip install 'tamperdose\[hf\]'"):
+    with pytest.raises(ExtraError, match=r"the judge 'guard'(?s:.)*pip install 'tamperdose\[hf\]'"):
         build_judge(spec(tmp_path, "wildguard"))

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tamperdose.errors import ModelError
+from tamperdose.errors import ExtraError
 from tamperdose.models.harness import harness_results
 from tiny import load_tiny
 
 
 def test_without_the_package_the_extra_is_named(tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(ModelError, match=r"pip install 'tamperdose\[lmeval\]'"):
+    with pytest.raises(ExtraError, match=r"pip install 'tamperdose\[lmeval\]'"):
         harness_results(load_tiny(tiny_folders["llama"]), ["arc_easy"])
 
 

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import fake_bitsandbytes
-from tamperdose.errors import ModelError
-from tamperdose.models import saving_memory
+from tamperdose.errors import ExtraError, ModelError
 from tamperdose.models.load import ChatModel
 from tamperdose.models.saving_memory import checkpointed, make_optimizer, moments, remember
 from tamperdose.models.train import Recipe, Source, train_trajectory
@@ -141,8 +140,8 @@ def test_shared_tables_are_not_saved_and_counts_stay_numbers(monkeypatch: pytest
 
 
 def test_without_bitsandbytes_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving_memory, "find_spec", lambda _name: None)
-    with pytest.raises(ModelError, match=r"tamperdose\[gpu\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ExtraError, match=r"tamperdose\[gpu\]"):
         make_optimizer("paged_adamw_8bit", [torch.nn.Parameter(torch.ones(2))], learning_rate=1e-3, device="cpu")
 
 

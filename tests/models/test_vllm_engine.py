@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
 import fake_vllm
-from tamperdose.errors import DataError, ModelError
+from tamperdose.errors import DataError, ExtraError, ModelError
 from tamperdose.models import vllm_engine as vllm
 from tamperdose.models.changes import Guard, changed
 from tamperdose.models.hf import HfGenerator
@@ -225,13 +225,13 @@ def test_ranks_are_rounded_up_to_those_that_vllm_takes() -> None:
 
 
 def test_without_vllm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, llama_folder: Path) -> None:
-    monkeypatch.setattr(vllm, "find_spec", lambda _name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with (
-        pytest.raises(ModelError, match=r"tamperdose\[vllm\]"),
+        pytest.raises(ExtraError, match=r"tamperdose\[vllm\]"),
         running(weights_of(llama_folder), VllmEngine(), max_lora_rank=8),
     ):
         pass
-    with pytest.raises(ModelError, match="vllm_bnb_plugin"):
+    with pytest.raises(ExtraError, match="vllm-bnb-plugin"):
         vllm.require_vllm("nf4")
 
 

@@ -5,7 +5,6 @@ prompts; its digest goes into the manifest. Code that comes with a data set is n
 """
 
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from tamperdose.errors import DataError, explain, nearest
+from tamperdose.extras import require
 from tamperdose.files import cache_dir, digest, write_text
 
 HUB = "hf://"
@@ -115,14 +115,7 @@ def _is_offline() -> bool:
 
 
 def _rows(wanted: HubSource) -> Iterable[Mapping[str, Any]]:
-    if importlib.util.find_spec("datasets") is None:
-        raise DataError(
-            explain(
-                f"prompts from the hub need the extra 'hub': {wanted.name}",
-                got="datasets is not installed",
-                remedy="pip install 'tamperdose[hub]', or download the file and name its path",
-            )
-        )
+    require(f"the hub's {wanted.name}", "datasets", extra="hub", instead="download the file and name its path")
     # Untyped: the package ships no stubs.
     datasets: Any = importlib.import_module("datasets")
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tamperdose.data.rows import PromptRow, single_turn
 from tamperdose.errors import DataError, explain
+from tamperdose.extras import require
 from tamperdose.files import read_csv, read_jsonl
 
 XSTEST_LABELS = ("safe", "unsafe")
@@ -115,17 +116,9 @@ def _table(path: Path) -> Sequence[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        # Not in the base install: it comes with what trains models.
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise DataError(
-            explain(
-                f"{path} cannot be read: pyarrow is not installed",
-                got="a Parquet file",
-                remedy="pip install pyarrow, or export the table as CSV or JSONL",
-            )
-        ) from error
+    require(str(path), "pyarrow", extra="parquet", instead="export the table as CSV or JSONL")
+    # Untyped: the package ships no stubs.
+    parquet: Any = importlib.import_module("pyarrow.parquet")
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:

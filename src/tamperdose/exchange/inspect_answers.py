@@ -14,7 +14,7 @@ from typing import Any
 from tamperdose.data.prompts import conversation_template
 from tamperdose.data.sources import excerpt
 from tamperdose.errors import DataError, explain
-from tamperdose.exchange.extras import require_package
+from tamperdose.extras import require
 from tamperdose.records import Message, Prompt, Subset
 from tamperdose.run.score import Recording, read_samples, require_unique
 
@@ -38,7 +38,7 @@ def read_log(path: Path) -> Recording:
             every prompt has.
         RunError: The extra `inspect` is not installed.
     """
-    require_package("inspect_ai", extra="inspect")
+    require("an Inspect log", "inspect_ai", extra="inspect")
     _require_archive(path)
     log = _read(path)
     samples = log.samples or []

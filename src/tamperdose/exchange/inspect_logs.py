@@ -13,7 +13,7 @@ import pandas as pd
 from tamperdose import __version__
 from tamperdose.data.conversations import turns_from_json
 from tamperdose.exchange.cells import Cell, Source, list_cells, not_supported, provenance, read_source, show
-from tamperdose.exchange.extras import require_package
+from tamperdose.extras import require
 from tamperdose.files import digest, remove, write_atomic
 from tamperdose.records import FinishReason, Label, Subset
 from tamperdose.report.text import printable
@@ -58,7 +58,7 @@ def write_logs(
         DataError: No metrics, no answers, or a damaged file.
         RunError: The folder cannot be written, or the extra `inspect` is not installed.
     """
-    require_package("inspect_ai", extra="inspect")
+    require("an Inspect log", "inspect_ai", extra="inspect")
     source = read_source(run_dir)
     folder = run_dir / FOLDER if out is None else out
     written: list[Path] = []

@@ -10,7 +10,7 @@ from typing import Any
 from tamperdose.errors import DataError, explain
 from tamperdose.exchange.cells import Cell, list_cells, not_supported, read_source, show
 from tamperdose.exchange.columns import COLUMNS, TABLES, Column, Kind, Table
-from tamperdose.exchange.extras import require_package
+from tamperdose.extras import require
 from tamperdose.files import read_csv, remove, write_atomic
 from tamperdose.records import Label
 from tamperdose.report.responses import responses_of
@@ -67,7 +67,7 @@ def write_tables(run_dir: Path, out: Path | None = None, *, show_text: bool = Fa
         DataError: No metrics, no answers, a column that is not described, or a damaged file.
         RunError: The folder cannot be written, or the extra `parquet` is not installed.
     """
-    require_package("pyarrow", extra="parquet")
+    require("a Parquet table", "pyarrow", extra="parquet")
     source = read_source(run_dir)
     folder = run_dir / FOLDER if out is None else out
     cells = list(list_cells(source))

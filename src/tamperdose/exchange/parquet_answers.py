@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tamperdose.errors import DataError, explain, nearest
-from tamperdose.exchange.extras import require_package
+from tamperdose.extras import require
 from tamperdose.run.score import Recording, recording_of
 
 PARQUET = ".parquet"
@@ -26,7 +26,7 @@ def read_parquet(path: Path, *, response_column: str = "response") -> Recording:
         DataError: Not a Parquet file, a column missing or of another type, an empty cell, or as `read_recording`.
         RunError: The extra `parquet` is not installed.
     """
-    require_package("pyarrow", extra="parquet")
+    require("a Parquet table", "pyarrow", extra="parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,11 +1,11 @@
 """Judges: each reads a prompt and a completion and says refusal, compliance, degenerate or unreadable."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast, get_args
 
 from tamperdose.errors import JudgeError, explain, nearest
+from tamperdose.extras import require
 from tamperdose.judges.judge import Judge, Reading
 from tamperdose.models.vectors import Embeds
 from tamperdose.study import (
@@ -24,6 +24,7 @@ __all__ = ["JUDGE_NAMES", "Judge", "Reading", "build_judge", "describe_judge", "
 
 JUDGE_NAMES: tuple[str, ...] = get_args(JudgeName)
 """The judges a study may name without a block of settings."""
+_WITHOUT = "use the judge 'phrases', which needs no model"
 
 
 def build_judge(judge: str | AnyJudge, *, embedder: Callable[[], Embeds] | None = None) -> Judge:
@@ -32,7 +33,8 @@ def build_judge(judge: str | AnyJudge, *, embedder: Callable[[], Embeds] | None 
     `embedder` gives the sentence encoder where one is there already.
 
     Raises:
-        JudgeError: No judge has that name, it needs an extra that is not installed, or its key is not set.
+        JudgeError: No judge has that name, or its key is not set.
+        ExtraError: It needs packages that are not installed.
         ModelError: The judge's model cannot be had.
     """
     if isinstance(judge, LlmJudge):
@@ -40,7 +42,7 @@ def build_judge(judge: str | AnyJudge, *, embedder: Callable[[], Embeds] | None 
 
         return Llm(judge)
     if isinstance(judge, GuardJudge):
-        _require_packages(judge.name, "torch", "transformers")
+        require(f"the judge '{judge.name}'", "torch", "transformers", extra="hf", instead=_WITHOUT)
         from tamperdose.judges.guards import GuardJudge as Guard
 
         return Guard(judge)
@@ -142,22 +144,10 @@ def _find_judge(word: str) -> AnyJudge:
 
 
 def _classifier(embedder: Callable[[], Embeds] | None) -> Judge:
-    _require_packages("classifier", "torch", "sentence_transformers", why="needs a sentence encoder")
+    require("the judge 'classifier'", "torch", "sentence_transformers", extra="hf", instead=_WITHOUT)
     from tamperdose.judges.classifier import ClassifierJudge, load_parameters
 
     if embedder is None:
         from tamperdose.models.embed import load_embedder as embedder
 
     return ClassifierJudge(embedder(), load_parameters())
-
-
-def _require_packages(name: str, *packages: str, why: str = "runs a model here") -> None:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise JudgeError(
-            explain(
-                f"the judge '{name}' {why}",
-                got=f"no {' and no '.join(missing)}",
-                remedy="pip install 'tamperdose[hf]', or use the judge 'phrases', which needs no model",
-            )
-        )

@@ -76,14 +76,14 @@ def read_reference(
     rows = [tuple(tokens) for tokens in encode_prompts(chat, prompts, limits.n_tokens)]
     with changed(chat, None, guard):
         base = _continued(chat, rows, limits.n_tokens)
-        own = read_chat(chat, rows, base)
+        own = read_chat(chat, rows, base, tie=limits.tie)
     size, found = FIRST_SIZE, None
     for _ in range(ENLARGED):
         path = write_random_adapter(folder / "adapter.safetensors", _sizes(chat, rank, size), seed="equivalence")
         checkpoint = Checkpoint(NO_DOSE, str(path))
         with changed(chat, checkpoint, guard):
             continuations = _continued(chat, rows, limits.n_tokens)
-            reading = read_chat(chat, rows, continuations)
+            reading = read_chat(chat, rows, continuations, tie=limits.tie)
         with changed(chat, None, guard):
             unchanged = read_chat(chat, rows, continuations)
         states = {BASE: base, ADAPTER: continuations}
@@ -122,10 +122,16 @@ def _plain(found: Agreement) -> dict[str, Any]:
     return {**asdict(found), "share": found.share}
 
 
-def read_chat(chat: ChatModel, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Reading:
-    """What transformers says of prompts and of given continuations of them, as the model stands."""
+def read_chat(
+    chat: ChatModel, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, tie: float = 0.0
+) -> Reading:
+    """What transformers says of prompts and of given continuations of them, as the model stands.
+
+    First tokens within `tie` nats of the most likely are `near` it.
+    """
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]) + len(continuations[place]))
     first: dict[int, int] = {}
+    near: dict[int, frozenset[int]] = {}
     logprobs: dict[int, tuple[float, ...]] = {}
     with torch.inference_mode():
         for start in range(0, len(order), ROWS):
@@ -141,10 +147,12 @@ def read_chat(chat: ChatModel, rows: Sequence[Sequence[int]], continuations: Seq
             for row, place in zip(logits, places, strict=True):
                 scores = log_softmax(row[-len(continuations[place]) - 1 :].float(), dim=-1)
                 first[place] = int(scores[0].argmax())
+                near[place] = frozenset((scores[0] >= scores[0].max() - tie).nonzero().flatten().tolist())
                 tokens = torch.tensor([*continuations[place]], device=scores.device, dtype=torch.long)
                 given = scores[:-1].gather(1, tokens.unsqueeze(1)).squeeze(1)
                 logprobs[place] = tuple(given.tolist())
-    return Reading(tuple(first[k] for k in range(len(rows))), tuple(logprobs[k] for k in range(len(rows))))
+    places = range(len(rows))
+    return Reading(tuple(first[k] for k in places), tuple(logprobs[k] for k in places), tuple(near[k] for k in places))
 
 
 def _continued(chat: ChatModel, rows: Sequence[Sequence[int]], n_tokens: int) -> tuple[tuple[int, ...], ...]:

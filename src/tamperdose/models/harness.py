@@ -1,10 +1,10 @@
 """Public benchmarks on a loaded model, through lm-evaluation-harness: the extra `lmeval`."""
 
-import importlib.util
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tamperdose.errors import ModelError, explain
+from tamperdose.extras import require
 from tamperdose.models.load import ChatModel
 
 
@@ -26,14 +26,11 @@ def harness_results(
         By task, then by metric: `acc,none`, `acc_stderr,none`, ...
 
     Raises:
-        ModelError: lm-eval is not installed.
+        ExtraError: lm-eval is not installed.
 
     Source: Gao et al., lm-evaluation-harness, doi:10.5281/zenodo.5371628; the interface is that of version 0.4.8 on.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ModelError(
-            explain("lm-eval is not installed", expected="lm-eval 0.4.8", remedy="pip install 'tamperdose[lmeval]'")
-        )
+    require("a task of lm-eval", "lm_eval", extra="lmeval")
     # By name: the package is optional, and none of its types are needed.
     models = importlib.import_module("lm_eval.models.huggingface")
     model = models.HFLM(pretrained=chat.model, tokenizer=chat.tokenizer, batch_size=batch_size)

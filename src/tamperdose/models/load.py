@@ -18,9 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from tamperdose.errors import ModelError, RunError, explain
+from tamperdose.extras import require
 from tamperdose.files import cache_dir, digest, sha256_file, write_json
 from tamperdose.models import organisms
-from tamperdose.models.extras import require_hf
 from tamperdose.models.quiet import quiet
 from tamperdose.study import Architecture, ModelEngine, ModelSpec
 
@@ -135,9 +135,10 @@ def pick_device(engine: ModelEngine) -> str:
     """The device that `auto` means here: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        ModelError: That device is not there, or nothing that runs models is installed.
+        ModelError: That device is not there.
+        ExtraError: Nothing that runs models is installed.
     """
-    require_hf("the study runs a model", "torch", "transformers", "peft", "safetensors")
+    require("a study that runs a model", "torch", "transformers", "peft", "safetensors", extra="hf")
     import torch
 
     if engine.device != "auto":

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tamperdose.errors import ModelError, explain
+from tamperdose.extras import require
 from tamperdose.study import Optimizer
 
 _STEP = "step"
@@ -60,18 +60,11 @@ def make_optimizer(
     """AdamW without weight decay, with moments in float32 or in eight bits.
 
     Raises:
-        ModelError: Eight bits are wanted and bitsandbytes is not installed.
+        ExtraError: Eight bits are wanted and bitsandbytes is not installed.
     """
     if kind == "adamw":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=device == "cpu")
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            explain(
-                f"optimizer: {kind} cannot be used here",
-                got="no bitsandbytes",
-                remedy="pip install 'tamperdose[gpu]', or optimizer: adamw",
-            )
-        )
+    require(f"optimizer: {kind}", "bitsandbytes", extra="gpu", instead="optimizer: adamw")
     from bitsandbytes.optim import PagedAdamW8bit  # pyright: ignore[reportMissingImports]
 
     return PagedAdamW8bit(list(parameters), lr=learning_rate, weight_decay=0.0)

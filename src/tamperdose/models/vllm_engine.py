@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tamperdose.errors import ModelError, explain
+from tamperdose.extras import require
 from tamperdose.files import digest, write_text
 from tamperdose.models.chat import encode_prompts, end_tokens
 from tamperdose.models.generator import OnProgress
@@ -113,7 +113,8 @@ def running(weights: Weights, engine: VllmEngine, *, max_lora_rank: int | None) 
     """A `vllm.LLM` while the block runs; its memory is given back afterwards.
 
     Raises:
-        ModelError: vLLM is not installed, or does not start.
+        ExtraError: vLLM is not installed.
+        ModelError: It does not start.
     """
     llm = start(weights, engine, max_lora_rank=max_lora_rank)
     try:
@@ -160,18 +161,10 @@ def require_vllm(quantization: str | None = None) -> None:
     """Say what is missing where vLLM, or its plugin for 4-bit weights, is not installed.
 
     Raises:
-        ModelError: It is not.
+        ExtraError: It is not.
     """
     wanted = ["vllm"] + (["vllm_bnb_plugin"] if quantization is not None else [])
-    missing = [name for name in wanted if find_spec(name) is None]
-    if missing:
-        raise ModelError(
-            explain(
-                "the engine vllm cannot be used here",
-                got=f"no {', '.join(missing)}",
-                remedy="pip install 'tamperdose[vllm]' on a Linux machine with CUDA, or --set engine.kind=hf",
-            )
-        )
+    require("the engine vllm (Linux, CUDA)", *wanted, extra="vllm", instead="--set engine.kind=hf")
 
 
 def write_peft(parts: Sequence[tuple[Path, float]], folder: Path) -> Path:

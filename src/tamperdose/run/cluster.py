@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 from tamperdose.errors import RunError, explain, visible
+from tamperdose.extras import require
 from tamperdose.files import remove, write_json
 from tamperdose.run.arms import Session
 from tamperdose.run.declare import CPU, GPU, MEMORY, Declared, declare
@@ -346,13 +347,10 @@ def _require_answer(address: str) -> None:
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise RunError(
-            explain("--executor ray needs Ray", got="it is not installed", remedy="pip install 'tamperdose[ray]'")
-        ) from error
+    require("--executor ray", "ray", extra="ray")
+    import ray
+    import ray.exceptions
+
     return ray
 
 

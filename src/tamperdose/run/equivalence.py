@@ -1,8 +1,8 @@
 """The stage `equivalence`: an engine is held against transformers before any of its answers counts."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +36,36 @@ def comparison_prompts(plan: Plan) -> list[Prompt]:
     return chosen
 
 
-def equivalence_key(plan: Plan, model: ModelPlan) -> str | None:
-    """The ledger's key of a model's comparison; None where transformers itself answers, or nothing is loaded."""
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """One that is to be made: what is asked, and what its result depends on."""
+
+    prompts: Sequence[Prompt]
+    inputs: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return stage_key("equivalence", self.inputs)
+
+
+def _comparison(plan: Plan, model: ModelPlan) -> _Comparison | None:
     engine = plan.study.engine
     if not isinstance(engine, VllmEngine):
         return None
-    return stage_key("equivalence", _inputs(plan, model, engine, comparison_prompts(plan)))
-
-
-def _inputs(plan: Plan, model: ModelPlan, engine: VllmEngine, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    return {
+    prompts = comparison_prompts(plan)
+    inputs = {
         "base": model.key,
         "engine": engine_identity(plan.study),
         "limits": engine.equivalence.model_dump(mode="json"),
         "prompts": digest([[prompt.id, prompt.text] for prompt in prompts]),
     }
+    return _Comparison(prompts, inputs)
+
+
+def equivalence_key(plan: Plan, model: ModelPlan) -> str | None:
+    """The ledger's key of a model's comparison; None where transformers itself answers, or nothing is loaded."""
+    wanted = _comparison(plan, model)
+    return None if wanted is None else wanted.key
 
 
 def read_equivalence(plan: Plan, ledger: Ledger, model: ModelPlan) -> dict[str, Any] | None:
@@ -66,32 +81,31 @@ def settle_equivalence(plan: Plan, ledger: Ledger, model: ModelPlan, backend: Ba
     Raises:
         RunError: They do not say the same.
     """
-    engine, key = plan.study.engine, equivalence_key(plan, model)
-    if not isinstance(engine, VllmEngine) or key is None:
+    wanted = _comparison(plan, model)
+    if wanted is None:
         return
     found = read_equivalence(plan, ledger, model)
     if found is None:
-        with ledger.held("equivalence", key):
-            found = read_equivalence(plan, ledger, model) or _compare(plan, ledger, model, backend, reporter)
+        with ledger.held("equivalence", wanted.key):
+            found = read_equivalence(plan, ledger, model) or _compare(wanted, ledger, model, backend, reporter)
     if not found["passed"]:
         raise RunError(_message(model, found))
     backend.use_adapters(found["adapters"])
 
 
-def _compare(plan: Plan, ledger: Ledger, model: ModelPlan, backend: Backend, reporter: Reporter) -> dict[str, Any]:
-    engine, key, prompts = plan.study.engine, equivalence_key(plan, model), comparison_prompts(plan)
-    if not isinstance(engine, VllmEngine) or key is None:
-        raise RunError("nothing to compare")
+def _compare(
+    wanted: _Comparison, ledger: Ledger, model: ModelPlan, backend: Backend, reporter: Reporter
+) -> dict[str, Any]:
+    n_prompts = len(wanted.prompts)
     reporter.stages += 1
-    with reporter.timed(f"{model.spec.label}: vllm against transformers, prompts", len(prompts)) as advance:
-        found = backend.compare(prompts)
-        advance(len(prompts))
+    with reporter.timed(f"{model.spec.label}: vllm against transformers, prompts", n_prompts) as advance:
+        found = backend.compare(wanted.prompts)
+        advance(n_prompts)
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(found, sort_keys=True), encoding="utf-8")
 
-    inputs = _inputs(plan, model, engine, prompts)
-    ledger.put("equivalence", key, write, suffix=".equivalence", inputs=inputs)
+    ledger.put("equivalence", wanted.key, write, suffix=".equivalence", inputs=wanted.inputs)
     return found
 
 

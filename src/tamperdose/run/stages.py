@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamperdose.errors import DataError, RunError, explain
+from tamperdose.extras import require
 from tamperdose.files import digest, read_jsonl, sha256_file, write_atomic
 from tamperdose.judges import Judge, Reading, build_judge
-from tamperdose.models.extras import require_hf
 from tamperdose.models.generator import Generator, OnProgress
 from tamperdose.models.vectors import CachedEmbedder, Embeds
 from tamperdose.records import NO_DOSE, Checkpoint, Completion, Dose, FinishReason, Label, Prompt, Subset, Verdict
@@ -64,7 +64,7 @@ class Readers:
         """The sentence encoder behind RD."""
         if self._embedder is None:
             # `score` can do without; a run has both from the same extra.
-            require_hf("RD needs a sentence encoder", "torch", "sentence_transformers", instead="score --no-rd")
+            require("RD", "torch", "sentence_transformers", extra="hf", instead="score --no-rd")
             from tamperdose.models.embed import load_embedder
 
             loaded = load_embedder()

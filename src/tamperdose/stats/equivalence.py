@@ -21,6 +21,8 @@ class Reading:
     """The most likely first token of the answer to each prompt."""
     logprobs: tuple[tuple[float, ...], ...]
     """Log-probability of each token of each prompt's continuation, nats; the continuation is given, not sampled."""
+    near: tuple[frozenset[int], ...] = ()
+    """Of the reference: for each prompt the first tokens that rounding might put in the place of the most likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Agreement:
     """Prompts compared."""
     n_same: int
     """Of those, how many have the same first token."""
+    n_near: int
+    """How many have the same, or one that the reference holds for nearly as likely."""
     low: float
     """Low end of Wilson's interval for that share."""
     high: float
@@ -44,15 +48,16 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """Share of prompts with the same first token."""
-        return self.n_same / self.n_prompts
+        """Share of prompts whose first token is the same or nearly as likely."""
+        return self.n_near / self.n_prompts
 
 
 def agreement(reference: Reading, engine: Reading, *, level: float = 0.95) -> Agreement:
     """Compare two readings of one state.
 
-    Prompts are taken as independent: each is answered by itself, and what differs is rounding. A log-probability that
-    is not finite counts as an infinite difference, so that it fails every limit.
+    Prompts are taken as independent: each is answered by itself, and what differs is rounding. Where rounding decides
+    between two first tokens, `reference.near` holds both, and either counts. A log-probability that is not finite
+    counts as an infinite difference, so that it fails every limit.
 
     Raises:
         DataError: They do not hold the same prompts and tokens, or no prompt or no token.
@@ -69,10 +74,12 @@ def agreement(reference: Reading, engine: Reading, *, level: float = 0.95) -> Ag
     n_prompts, differences = len(reference.first), _differences(reference.logprobs, engine.logprobs)
     if not n_prompts or not differences:
         raise DataError(explain("nothing to compare", got=f"{n_prompts} prompts, {len(differences)} tokens"))
-    n_same = sum(ours == theirs for ours, theirs in zip(reference.first, engine.first, strict=True))
-    low, high = wilson(n_same / n_prompts, n_prompts, level)
+    same = [ours == theirs for ours, theirs in zip(reference.first, engine.first, strict=True)]
+    near = reference.near or (frozenset[int](),) * n_prompts
+    n_near = sum(one or token in those for one, token, those in zip(same, engine.first, near, strict=True))
+    low, high = wilson(n_near / n_prompts, n_prompts, level)
     mean, largest = float(np.mean(differences)), max(differences)
-    return Agreement(n_prompts, n_same, low, high, len(differences), mean, largest)
+    return Agreement(n_prompts, sum(same), n_near, low, high, len(differences), mean, largest)
 
 
 def effect(changed: Sequence[Sequence[float]], unchanged: Sequence[Sequence[float]]) -> float:
@@ -99,8 +106,8 @@ def shortcomings(
     for state, each in found.items():
         if each.low <= limits.top1:
             yield (
-                f"{state}: {each.n_same} of {each.n_prompts} first tokens are the same, "
-                f"[{each.low:.3f}, {each.high:.3f}], more than {limits.top1:g} wanted"
+                f"{state}: {each.n_near} of {each.n_prompts} first tokens are the same or within {limits.tie:g} nats "
+                f"of it, {each.share:.3f} [{each.low:.3f}, {each.high:.3f}], more than {limits.top1:g} wanted"
             )
         if not each.mean_difference <= limits.mean_logprob:
             yield f"{state}: log-probabilities differ by {each.mean_difference:.3g} nats in the mean, " + _at_most(
