@@ -94,11 +94,16 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
     assert (seen, path.read_text()) == (["old"], "new")
 
 
-def test_links_are_followed_and_devices_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "target")
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_are_replaced_and_devices_left_alone(tmp_path: Path, exists: bool) -> None:
+    target = tmp_path / "target"
+    if exists:
+        target.write_text("somebody's")
+    (tmp_path / "link").symlink_to(target)
     write_text(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "target").read_text() == "new"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_text() == "new"
+    assert target.exists() == exists and (not exists or target.read_text() == "somebody's")
     for place in (Path("/dev/null"), tmp_path):
         with pytest.raises(RunError, match="not a plain file"):
             write_text(place, "x")

@@ -56,13 +56,13 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     """Have `write` fill a temporary file beside `path`, then rename it to `path`.
 
     A reader, or a run that is killed, sees the old file or the whole new one. The data reach the disk
-    before the name does. The temporary file is removed when writing fails. A link is followed.
+    before the name does. The temporary file is removed when writing fails. A link is replaced, not followed:
+    a folder from elsewhere may hold one to a file that is not its own.
 
     Raises:
         RunError: The disk is full, the folder cannot be written, or `path` is a device or a folder.
     """
     try:
-        path = path.resolve() if path.is_symlink() else path
         if path.exists() and not path.is_file():
             raise RunError(explain(f"cannot write {path}", got="not a plain file", expected="the name of a file"))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,7 @@ def said(folder: Path, text: str) -> list[Verdict]:
 def test_every_arm_and_the_recipe_are_judged(folder: Path) -> None:
     judged = judge_run(folder, [parse_condition("RRR@1<0.3"), parse_condition("ED50_steps>1000")])
     assert [one.known.where.endswith("over 3 seeds") for one in judged] == [False, False, False, True] * 2
+    assert ["one trajectory" in one.line() for one in judged] == [True, True, True, False] * 2
     assert {one.verdict for one in judged} == {Verdict.PASSES}
     hold(judged)
 

@@ -155,6 +155,13 @@ def test_token_is_found_and_never_shown(tmp_path: Path) -> None:
     assert "made-up" not in "\n".join(finding_lines([*in_file, *in_environment]))
 
 
+def test_paths_in_variables_are_read_as_the_hub_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "here")
+    assert doctor._hub_cache({"HF_HUB_CACHE": "~/$PLACE"}) == tmp_path / "here"
+    assert doctor._hub_cache({"HF_HOME": "~/home"}) == tmp_path / "home" / "hub"
+
+
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("true", True), ("0", False), ("", False)])
 def test_offline(tmp_path: Path, value: str, offline: bool) -> None:
     hub, _ = doctor.hub_findings({"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": value})

@@ -208,5 +208,11 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
         answers = {str(dose): {"decoding": {"max_new_tokens": tokens}, "settings": {"dtype": "f"}} for dose in DOSES}
         write_json(folder / "manifest.json", {"headline_judge": JUDGES[0], "answers": {ARM: answers}})
     assert "answered otherwise: max_new_tokens 32 in A, 512 in B" in compare_runs(a, b).notes
+    for folder, version in ((a, "2"), (b, "3")):
+        versions = {JUDGES[0]: f"version {version}", JUDGES[1]: "version 1"}
+        write_json(folder / "manifest.json", {"headline_judge": JUDGES[0], "judge_versions": versions})
+    notes = compare_runs(a, b).notes
+    assert f"read otherwise: {JUDGES[0]} version 2 in A, version 3 in B" in notes
+    assert sum("otherwise" in note for note in notes) == 1
     write_json(b / "manifest.json", {"headline_judge": JUDGES[0], "answers": {ARM: [1], "x": {"y": 2}}})
     assert not [note for note in compare_runs(a, b).notes if "otherwise" in note]

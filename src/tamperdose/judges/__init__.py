@@ -6,6 +6,7 @@ from typing import cast, get_args
 
 from tamperdose.errors import JudgeError, explain, nearest
 from tamperdose.extras import require
+from tamperdose.files import digest
 from tamperdose.judges.judge import Judge, Reading
 from tamperdose.models.vectors import Embeds
 from tamperdose.study import (
@@ -20,7 +21,16 @@ from tamperdose.study import (
 )
 from tamperdose.study.plugins import load_plugin, plugin_origin
 
-__all__ = ["JUDGE_NAMES", "Judge", "Reading", "build_judge", "describe_judge", "find_judges", "judge_version"]
+__all__ = [
+    "JUDGE_NAMES",
+    "Judge",
+    "Reading",
+    "build_judge",
+    "describe_judge",
+    "find_judges",
+    "judge_identity",
+    "judge_version",
+]
 
 JUDGE_NAMES: tuple[str, ...] = get_args(JudgeName)
 """The judges a study may name without a block of settings."""
@@ -133,6 +143,16 @@ def judge_version(judge: AnyJudge) -> str:
     from tamperdose.judges.classifier import ClassifierJudge
 
     return ClassifierJudge.version
+
+
+def judge_identity(judge: AnyJudge) -> str:
+    """What tells a judge from another of the same name: its version, and the digest of its settings if it has any.
+
+    >>> judge_identity("phrases")
+    'version 2'
+    """
+    settings = "" if isinstance(judge, str) else f", settings {digest(judge.model_dump(mode='json'))[:12]}"
+    return f"version {judge_version(judge)}{settings}"
 
 
 def _find_judge(word: str) -> AnyJudge:

@@ -91,7 +91,7 @@ def _cells(rows: pd.DataFrame, name: str, arm: str, dose: int, audit: Audit) -> 
     for subset, *numbers in at[columns].itertuples(index=False, name=None):
         where = printable(arm if len(at) == 1 else f"{arm}, {subset}")
         value, low, high, level = map(_defined, numbers)
-        yield Known(where, value, low, high, lost=lost, level=level)
+        yield Known(where, value, low, high, lost=lost, level=level, one_trajectory=True)
 
 
 def _over_seeds(folder: Path, name: str, frame: pd.DataFrame, dose: int, audit: Audit) -> Iterator[Known]:
@@ -147,6 +147,7 @@ def _known_dose(row: Row, lost: tuple[str, ...]) -> Known:
         bound={"right": _number(row["bracket_low"]), "left": _number(row["bracket_high"])}.get(censored),
         lost=lost,
         level=_number(row["level"]),
+        one_trajectory=not over_seeds,
         gate=str(row["gate"]),
     )
 

@@ -72,6 +72,8 @@ class Known:
     """Why the run does not have it; empty: it does."""
     level: float | None = None
     """Confidence level of the interval."""
+    one_trajectory: bool = False
+    """Whether it speaks for one seed's trajectory, not for the attack: another seed may break sooner."""
     gate: str = ""
     """What the study's own gate says there; empty: nothing. It decides nothing: a model that broke refuses no more."""
 
@@ -93,9 +95,10 @@ class Judged:
         return self.verdict is Verdict.PASSES
 
     def line(self) -> str:
-        """In words: "undecided: RRR@2<0.5 in small: 0.5 [0.2, 0.8]"."""
+        """In words: "undecided: RRR@2<0.5 in small (one trajectory): 0.5 [0.2, 0.8]"."""
         gate = f"; the study's gate: {self.known.gate.replace('_', ' ')}" if self.known.gate else ""
-        return f"{self.verdict.value}: {self.condition.text} in {self.known.where}: {_because(self)}{gate}"
+        where = self.known.where + (" (one trajectory)" if self.known.one_trajectory else "")
+        return f"{self.verdict.value}: {self.condition.text} in {where}: {_because(self)}{gate}"
 
 
 def parse_condition(text: str) -> Condition:

@@ -257,7 +257,8 @@ def cache_finding() -> Finding:
 
 
 def _nearest(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Path's own raises below a folder that may not be entered, before Python 3.12.
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
 
 
 def embedded_model_finding() -> Finding:
@@ -298,7 +299,7 @@ def hub_findings(environment: Mapping[str, str]) -> list[Finding]:
     detail = "HF_HUB_OFFLINE is set: models come from the cache alone" if offline else "may be asked for models"
     hub = Finding("hub", State.OK, detail)
     named = [name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if environment.get(name, "").strip()]
-    file = Path(environment.get("HF_TOKEN_PATH") or _hub_home(environment) / "token")
+    file = _expanded(environment.get("HF_TOKEN_PATH") or _hub_home(environment) / "token")
     if named:
         return [hub, Finding("hub token", State.OK, f"in {named[0]}")]
     if file.is_file() and file.stat().st_size > 0:
@@ -314,12 +315,17 @@ def _is_offline(environment: Mapping[str, str]) -> bool:
 
 def _hub_home(environment: Mapping[str, str]) -> Path:
     default = Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    # Path's own raises where there is no home.
-    return Path(os.path.expanduser(environment.get("HF_HOME") or default))  # noqa: PTH111
+    return _expanded(environment.get("HF_HOME") or default)
 
 
 def _hub_cache(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("HF_HUB_CACHE") or _hub_home(environment) / "hub")
+    return _expanded(environment.get("HF_HUB_CACHE") or _hub_home(environment) / "hub")
+
+
+def _expanded(path: str | Path) -> Path:
+    """As huggingface_hub reads the paths in its variables."""
+    # Path's own raises where there is no home.
+    return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111
 
 
 def encoding_finding(encoding: str) -> Finding:

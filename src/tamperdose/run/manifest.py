@@ -12,8 +12,9 @@ import yaml
 from tamperdose import __version__
 from tamperdose.errors import RunError, explain
 from tamperdose.files import write_json, write_text
+from tamperdose.judges import judge_identity
 from tamperdose.run.plan import ModelPlan, Plan, package_version
-from tamperdose.study import VllmEngine
+from tamperdose.study import VllmEngine, judge_name
 
 _REMOVE = "remove manifest.json and run the study again: finished stages are kept"
 
@@ -118,6 +119,7 @@ def write_manifest(run_dir: Path, plan: Plan, study_path: Path | None) -> None:
             "plan": plan.digest,
             "headline_judge": plan.study.judge_names[0],
             "judges": list(plan.study.judge_names),
+            "judge_versions": {judge_name(judge): judge_identity(judge) for judge in plan.study.judges},
             "tamperdose": __version__,
             "git_commit": commit,
             "git_dirty": dirty,

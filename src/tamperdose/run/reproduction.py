@@ -182,7 +182,7 @@ def _lost_notes(cells: Sequence[_Cell]) -> Iterator[str]:
 
 
 def _setting_notes(a: Path, b: Path, cells: Sequence[_Cell]) -> Iterator[str]:
-    """How decoding, precision, chat template and engine differ, where both manifests say."""
+    """How decoding, precision, chat template, engine and judges differ, where both manifests say."""
     sides = _answers_of(a), _answers_of(b)
     said: dict[str, list[str]] = {}
     for cell in cells:
@@ -191,6 +191,10 @@ def _setting_notes(a: Path, b: Path, cells: Sequence[_Cell]) -> Iterator[str]:
             if name in two and one[name] != two[name]:
                 said.setdefault(f"{name} {one[name]} in A, {two[name]} in B", []).append(cell.arms[0])
     yield from (f"answered otherwise: {text}" for text in said)
+    one, two = (_mapping(read_manifest(folder).get("judge_versions")) for folder in (a, b))
+    for name in one:
+        if name in two and one[name] != two[name]:
+            yield f"read otherwise: {name} {one[name]} in A, {two[name]} in B"
 
 
 def _answers_of(folder: Path) -> dict[tuple[str, int], dict[str, str]]:

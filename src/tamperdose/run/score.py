@@ -11,7 +11,7 @@ from tamperdose.audit.findings import Audit, CellId
 from tamperdose.data.prompts import infer_template
 from tamperdose.errors import DataError, JudgeError, RunError, explain
 from tamperdose.files import read_csv, remove, write_csv, write_json
-from tamperdose.judges import JUDGE_NAMES, build_judge
+from tamperdose.judges import JUDGE_NAMES, build_judge, judge_identity
 from tamperdose.records import Completion, FinishReason, Label, Message, Prompt, Subset, Verdict
 from tamperdose.run.audit import AUDIT_FILE, audit_cells, recorded_cell
 from tamperdose.run.categories import category_rows, write_categories
@@ -369,6 +369,7 @@ def _write_manifest(out: Path, name: str, judges: Sequence[AnyJudge], recordings
             "study": name,
             "headline_judge": judge_name(judges[0]),
             "judges": [judge_name(judge) for judge in judges],
+            "judge_versions": {judge_name(judge): judge_identity(judge) for judge in judges},
             "judge_settings": [judge.model_dump(mode="json") for judge in judges if not isinstance(judge, str)],
             "git_commit": commit,
             "git_dirty": dirty,
