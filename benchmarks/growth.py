@@ -108,19 +108,22 @@ def slope(points: Sequence[dict[str, float]], what: str) -> float:
 
 
 def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Time and memory against each size, with what linear growth from the smallest would be."""
+    """Time and memory against each size, on linear axes, with the straight line through the smallest and largest."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(found), figsize=(10, 5.5), squeeze=False)
+    figure, axes = plt.subplots(2, len(found), figsize=(9, 5), squeeze=False, sharex="col")
     for column, (name, points) in enumerate(found.items()):
         sizes = [point["size"] for point in points]
         for row, (what, label) in enumerate((("s", "seconds"), ("gb", "peak memory, GB"))):
-            axis = axes[row][column]
-            axis.plot(sizes, [point[what] for point in points], marker="o", color="#0072B2")
-            axis.set(xscale="log", xlabel=name, ylabel=label, ylim=(0, None))
+            axis, values = axes[row][column], [point[what] for point in points]
+            axis.plot([sizes[0], sizes[-1]], [values[0], values[-1]], color="#999999", linestyle="--", label="linear")
+            axis.plot(sizes, values, marker="o", color="#0072B2", label="measured")
+            axis.set(ylim=(0, 1.1 * max(values)), xlim=(0, None), ylabel=label if column == 0 else "")
             axis.grid(alpha=0.3)
+        axes[1][column].set_xlabel(name)
+    axes[0][0].legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":
