@@ -6,7 +6,7 @@ import pandas as pd
 
 from tamperdose.audit.findings import Audit, Claim, Outcome, unsupported
 from tamperdose.report.samples import is_sampled
-from tamperdose.report.select import NO_AUDITS, Audits, common_settings, list_arms, metric_rows
+from tamperdose.report.select import NO_AUDITS, Audits, common_settings, dose_units, list_arms, metric_rows
 from tamperdose.report.text import printable, shorten
 from tamperdose.run.schema import column, keep_rows
 
@@ -25,6 +25,7 @@ def caption(frame: pd.DataFrame, metric: str, audits: Audits = NO_AUDITS) -> str
     settings = common_settings(list_arms(frame))
     parts = [
         MEANINGS[metric],
+        dose_units(column(frame, "attack")),
         _counts(rows, "answers" if is_sampled(frame) else "prompts"),
         _intervals(rows),
         f"Judge: {', '.join(judges)}." if judges else "",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tamperdose.report.drawing import Frame, Key, table_of
 from tamperdose.report.insides import read_inside_rows
-from tamperdose.report.select import dose_label
+from tamperdose.report.select import dose_label, dose_units
 from tamperdose.report.style import BLACK, dose_text, house_style, save_both
 from tamperdose.run.compare_schema import Row
 from tamperdose.run.inside_results import AUC, DRIFT, UPDATE
@@ -57,9 +57,11 @@ def inside_figure(rows: Sequence[Row]) -> Figure:
     """
     recipes = _recipes(rows)
     shown = recipes[:MAX_RECIPES]
+    kinds = [row["attack"] for _, mine in shown for row in mine]
     metrics = [metric for metric in _TITLES if any(row["metric"] == metric for _, mine in shown for row in mine)]
     with house_style():
-        around = Frame("Inside the model: layers by dose", _caption(rows, recipes), Key())
+        text = f"{_caption(rows, recipes)} {dose_units(kinds)}".rstrip()
+        around = Frame("Inside the model: layers by dose", text, Key())
         figure, grid = table_of([name for name, _ in shown], [_TITLES[metric] for metric in metrics], around)
         for column, metric in enumerate(metrics):
             panels = [row[column] for row in grid]
@@ -68,7 +70,7 @@ def inside_figure(rows: Sequence[Row]) -> Figure:
             for axes, (_, mine) in zip(panels, shown, strict=True):
                 image = _draw(axes, [row for row in mine if row["metric"] == metric], low, high)
                 axes.set_ylabel("layer" if column == 0 else "")
-            panels[-1].set_xlabel(dose_label(row["attack"] for _, mine in shown for row in mine))
+            panels[-1].set_xlabel(dose_label(kinds))
             if image is not None:
                 figure.colorbar(image, ax=panels, label=_LABELS[metric])
     return figure

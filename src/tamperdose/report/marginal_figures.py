@@ -23,7 +23,7 @@ from tamperdose.report.drawing import (
     unsupported_handle,
 )
 from tamperdose.report.marginals import factor_name, levels_of, other_names, read_marginals, show_level
-from tamperdose.report.select import NO_AUDITS, Audits, Curve, dose_label, headline_judge
+from tamperdose.report.select import NO_AUDITS, Audits, Curve, dose_label, dose_units, headline_judge
 from tamperdose.report.style import house_style, line_style, save_both
 from tamperdose.report.text import printable
 from tamperdose.run.compare_schema import Row
@@ -77,7 +77,9 @@ def marginal_figure(
     handles, names = [line_handle(look) for look in looks], [_level_name(mine, level) for level in levels]
     if any(any(curve.unsupported) for curve in curves):
         handles, names = [*handles, unsupported_handle()], [*names, "hollow: not supported by the audit"]
-    text = " ".join(part for part in (_caption(mine, audits), _coinciding(levels, curves)) if part)
+    kinds = [row["factor_level"] for row in mine if factor == "attack"]
+    parts = (_caption(mine, audits), dose_units(kinds), _coinciding(levels, curves))
+    text = " ".join(part for part in parts if part)
     with house_style():
         figure, grid = grid_of([""], Frame(title, text, Key(tuple(handles), tuple(names))))
         for curve, look in zip(curves, looks, strict=True):
@@ -85,7 +87,7 @@ def marginal_figure(
                 draw_curve(grid[0], curve, look, crowd=len(curves))
         steps = sorted({step for curve in curves for step in curve.steps})
         finish_panel(grid[0], steps, 1.0, empty=not any(curve.defined for curve in curves))
-        grid[0].set_xlabel(dose_label(row["factor_level"] for row in mine if factor == "attack"))
+        grid[0].set_xlabel(dose_label(kinds))
         grid[0].set_ylabel("RRR, share refused, mean over arms")
     return figure
 

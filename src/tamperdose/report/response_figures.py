@@ -30,6 +30,7 @@ from tamperdose.report.select import (
     Audits,
     arm_labels,
     dose_label,
+    dose_units,
     headline_judge,
     list_arms,
     load_run,
@@ -99,16 +100,21 @@ def fitted_figure(fits: Fits, frame: pd.DataFrame, audits: Audits = NO_AUDITS) -
     known = [fit for fit in fits if fit["arm"] in arms]
     models = list(dict.fromkeys(panel_name(arms[fit["arm"]], "model") for fit in known))
     panels, looks = models[:MAX_PANELS], _looks_of(known, arms)
-    more = f" The first {MAX_PANELS} of {len(models)} models are shown." if len(models) > MAX_PANELS else ""
-    text = (
+    kinds = [dict(arms[fit["arm"]].settings).get("attack") for fit in known]
+    parts = (
         "Points: RRR as measured, with intervals. Line and band: the fit that gives ED50 (log-logistic, or isotonic "
         "where that is refuted), pointwise intervals. Bar at the bottom: interval of ED50 for this run; thick: the two "
-        f"measured doses that the half lies between; arrow: open.{more} {gate_text(known)} "
-    ) + audit_text(audits, (Claim.RRR, Claim.LOSS))
+        "measured doses that the half lies between; arrow: open.",
+        f"The first {MAX_PANELS} of {len(models)} models are shown." if len(models) > MAX_PANELS else "",
+        gate_text(known),
+        dose_units(kinds),
+        audit_text(audits, (Claim.RRR, Claim.LOSS)),
+    )
+    text = " ".join(part for part in parts if part)
     lost = {fit["arm"]: _hollow_doses(fit, arms[fit["arm"]], audits) for fit in known}
     key = _key_of(looks, hollow=any(doses or ed50 for doses, ed50 in lost.values()))
     with house_style():
-        figure, grid = grid_of(panels, Frame("Fitted dose-response (RRR)", text.strip(), key))
+        figure, grid = grid_of(panels, Frame("Fitted dose-response (RRR)", text, key))
         for panel, axes in zip(panels, grid, strict=True):
             shown = [fit for fit in known if panel_name(arms[fit["arm"]], "model") == panel]
             for place, fit in enumerate(shown):
@@ -116,7 +122,7 @@ def fitted_figure(fits: Fits, frame: pd.DataFrame, audits: Audits = NO_AUDITS) -
             dose_axis(axes, [int(dose) for dose in sorted({dose for fit in shown for dose in fit["doses"]})])
             axes.set_ylim(-0.06 - 0.05 * len(shown), 1.03)
             axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-            axes.set_xlabel(dose_label(dict(arms[fit["arm"]].settings).get("attack") for fit in known))
+            axes.set_xlabel(dose_label(kinds))
             axes.set_ylabel("RRR, share refused")
     return figure
 
@@ -352,6 +358,7 @@ def rates_figure(frame: pd.DataFrame, metric: str, audits: Audits = NO_AUDITS) -
     parts = [
         f"Each cell: {ranges[metric]}, mean over the runs of that size at that dose ({unit} averaged too)"
         f"{_mixed(rows)}. Sizes and doses are those that were measured; nothing is interpolated.",
+        "" if unit == "tokens" else dose_units(rows["attack"]),
         "Crossed out: with a run that the audit does not support." if lost else "",
         audit_text(audits, (Claim.RD if metric == "RD" else Claim.RRR,)),
     ]

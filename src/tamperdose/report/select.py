@@ -209,15 +209,30 @@ def dose_word(attack: object) -> str:
 
 
 def dose_label(attacks: Iterable[object]) -> str:
-    """The label of a dose axis that the arms of these kinds of attack share; whatever is trained counts steps.
+    """The label of a dose axis that arms of these kinds of attack share; several units are told by `dose_units`.
 
     >>> dose_label(["lora", "full"])
     'dose, optimizer steps'
     >>> dose_label(["lora", "prefill"])
-    "dose, each attack's own: optimizer steps, tokens of the opener"
+    'dose, in its own unit'
     """
-    units = list(dict.fromkeys(_DOSE_UNITS.get(str(attack), _TRAINED)[1] for attack in attacks)) or [_TRAINED[1]]
-    return f"dose, each attack's own: {', '.join(units)}" if len(units) > 1 else f"dose, {units[0]}"
+    units = {_DOSE_UNITS.get(str(attack), _TRAINED)[1] for attack in attacks} or {_TRAINED[1]}
+    return "dose, in its own unit" if len(units) > 1 else f"dose, {units.pop()}"
+
+
+def dose_units(attacks: Iterable[object]) -> str:
+    """What a dose counts, for each kind of attack where they differ; whatever is trained counts steps.
+
+    >>> dose_units(["lora", "full", "prefill"])
+    'Dose: optimizer steps (lora, full), tokens of the opener (prefill).'
+    >>> dose_units(["lora", "full"])
+    ''
+    """
+    kinds: dict[str, list[str]] = {}
+    for attack in dict.fromkeys(map(str, attacks)):
+        kinds.setdefault(_DOSE_UNITS.get(attack, _TRAINED)[1], []).append(attack)
+    said = ", ".join(f"{unit} ({', '.join(each)})" for unit, each in kinds.items())
+    return f"Dose: {said}." if len(kinds) > 1 else ""
 
 
 def choose_facet(arms: Sequence[Arm]) -> str:
