@@ -12,10 +12,10 @@ import shutil
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tamperdose.errors import ModelError, RunError, explain
 from tamperdose.extras import require
@@ -23,6 +23,9 @@ from tamperdose.files import cache_dir, digest, sha256_file, write_json
 from tamperdose.models import organisms
 from tamperdose.models.quiet import quiet
 from tamperdose.study import Architecture, ModelEngine, ModelSpec
+
+if TYPE_CHECKING:
+    from tamperdose.models.sharded import Ranks
 
 CONVERSION_VERSION = 1
 """Part of the cache key of a converted GGUF; raise it when the conversion changes."""
@@ -71,6 +74,8 @@ class ChatModel:
     """`cpu`, `cuda` or `mps`."""
     dtype: str
     """Name of the weights' dtype."""
+    ranks: "Ranks | None" = None
+    """The processes over which its weights are sharded when an adapter learns; None: it lies in this one whole."""
 
 
 def find_model(spec: ModelSpec) -> ModelSource:
@@ -233,6 +238,22 @@ def load_shell(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return ChatModel(SimpleNamespace(config=config, generation_config=generation), tokenizer, device, dtype)
+
+
+def load_empty(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str) -> ChatModel:
+    """A model without its weights, on the device `meta`: what `tamperdose.models.sharded.shard` fills.
+
+    Raises:
+        ModelError: See `load_shell`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shell = load_shell(spec, source, device=device, dtype=dtype)
+    with quiet(), torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(shell.model.config, dtype=getattr(torch, dtype))
+    model.requires_grad_(False)
+    return replace(shell, model=model.eval())
 
 
 def _generation_config(kind: Any, location: str, config: Any, *, spec: ModelSpec, source: ModelSource) -> Any:
