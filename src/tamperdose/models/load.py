@@ -175,9 +175,9 @@ def pick_dtype(spec: ModelSpec, device: str) -> str:
 
 
 def load_model(
-    spec: ModelSpec, source: ModelSource, *, device: str, dtype: str, needs_template: bool = True
+    spec: ModelSpec, source: ModelSource, *, device: str, dtype: str, needs_template: bool = True, n_cards: int = 1
 ) -> ChatModel:
-    """Load a model and its tokenizer.
+    """Load a model and its tokenizer; onto several cards, if `device` is one of CUDA, some layers to each.
 
     Raises:
         ModelError: Files missing, damaged or of an unsupported kind; no chat template; the study's
@@ -193,7 +193,7 @@ def load_model(
     options = {"dtype": dtype, "use_safetensors": True, **_quantization(spec, device, dtype), **common}
     if device.startswith("cuda"):
         # Straight onto the device, without a copy of all weights in main memory first.
-        options["device_map"] = {"": device}
+        options |= _placement(device, n_cards)
     try:
         with quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(location, padding_side="left", **common)
@@ -213,6 +213,16 @@ def load_model(
     if spec.quantization is None and not device.startswith("cuda"):
         model.to(device)
     return ChatModel(model.eval(), tokenizer, device, dtype)
+
+
+def _placement(device: str, n_cards: int) -> dict[str, Any]:
+    """Where weights go: all to one card, or as many to each of the first `n_cards`."""
+    import torch
+
+    there = min(n_cards, torch.cuda.device_count())
+    if there < 2:
+        return {"device_map": {"": device}}
+    return {"device_map": "balanced", "max_memory": {card: torch.cuda.mem_get_info(card)[0] for card in range(there)}}
 
 
 def load_shell(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str) -> ChatModel:

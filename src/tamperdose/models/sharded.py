@@ -1,9 +1,9 @@
 """A frozen model whose weights lie in shards, one on each of several processes, while an adapter on it learns.
 
-Fully sharded data parallelism (Zhao et al. 2023, arXiv:2304.11277), as torch's `fully_shard` does it: each process holds
-1 / N of every weight, a layer is gathered just before it computes and let go after. Adapters are no part of that: every
-process holds them whole, computes the gradient of its share of a batch's rows, and takes the same step with the sum.
-torch's own part and not Accelerate's, which wraps it with an optimizer and a loop of its own, set up for the process.
+Fully sharded data parallelism (Zhao et al. 2023, arXiv:2304.11277), as torch's `fully_shard` does it: each process
+holds 1 / N of every weight, a layer is gathered just before it computes and let go after. Adapters are no part of that:
+every process holds them whole, computes the gradient of its share of a batch's rows, and takes the same step with the
+sum. torch's own and not Accelerate's, which wraps the same function together with an optimizer and a loop of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -99,9 +99,7 @@ def _agreed(model: nn.Module, ranks: Ranks) -> dict[tuple[nn.Module, str], torch
     return {(owner, name): dtype for (owner, name, _), (_, _, dtype) in kinds}
 
 
-def _send(
-    modules: Sequence[nn.Module], kinds: dict[tuple[nn.Module, str], torch.dtype], ranks: Ranks
-) -> None:
+def _send(modules: Sequence[nn.Module], kinds: dict[tuple[nn.Module, str], torch.dtype], ranks: Ranks) -> None:
     """Put the first process's tensors into the modules of every process, on its device; tied ones stay tied."""
     placed: dict[torch.Tensor, torch.Tensor] = {}
     for owner, name, tensor in list(_slots(modules)):

@@ -82,13 +82,16 @@ def launched(work: Work, n_ranks: int, *, device: str) -> Iterator[Any]:
 def _follow(running: Mapping[Connection, Any]) -> Iterator[Any]:
     left = dict(running)
     while left:
-        messages = [(left[pipe], _receive(pipe), pipe) for pipe in wait(list(left)) if isinstance(pipe, Connection)]
-        for process, message, _ in messages:
-            # Before what the others say: they fail when one has gone.
+        there = wait(list(left))
+        ready = [pipe for pipe in left if pipe in there]
+        heard: list[tuple[Connection, tuple[str, Any]]] = []
+        for pipe in ready:
+            message = _receive(pipe)
             if message is None:
-                raise _death(process)
-        for _, message, pipe in messages:
-            kind, value = message or (_DONE, None)
+                # Before what the others say: they fail when one has gone.
+                raise _death(left[pipe])
+            heard.append((pipe, message))
+        for pipe, (kind, value) in heard:
             if kind == _FAILED:
                 raise _failure(*value)
             if kind == _TOLD:
