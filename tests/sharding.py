@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tamperdose.models.load import ChatModel, find_model, load_empty, load_model
-from tamperdose.models.sharded import Ranks, shard_bytes
+from tamperdose.models.sharded import shard_bytes
 from tamperdose.models.train import Recipe, Source, train_trajectory
-from tamperdose.models.workers import launched
+from tamperdose.models.workers import Ranks, launched
 from tamperdose.records import Checkpoint
 from tamperdose.study import ModelSpec
 from tiny import make_examples
@@ -79,27 +79,6 @@ def train_cases(cases: list[Case], ranks: Ranks, tell: Callable[[Any], None]) ->
     for number, case in enumerate(cases):
         losses, checkpoints, held = train(case, ranks)
         tell((number, ranks.rank, losses, checkpoints, held))
-
-
-def fail(where: int, error: Exception, ranks: Ranks, tell: Callable[[Any], None]) -> None:
-    """One process fails, the others wait for it."""
-    import torch
-
-    tell(ranks.rank)
-    if ranks.rank == where:
-        raise error
-    ranks.total(0.0, [torch.zeros(1)])
-
-
-def die(where: int, ranks: Ranks, tell: Callable[[Any], None]) -> None:
-    """One process is killed, the others wait for it."""
-    import os
-    import signal
-
-    if ranks.rank == where:
-        os.kill(os.getpid(), signal.SIGKILL)
-    fail(-1, KilledError(), ranks, tell)
-    fail(-1, KilledError(), ranks, tell)
 
 
 def told(work: Any, n_ranks: int = 2) -> Iterator[Any]:

@@ -1,20 +1,25 @@
 """A base whose weights are sharded over processes: the same training, in as little of its memory as they are many."""
 
 import multiprocessing
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import failing
 import sharding
-from sharding import RECIPE, Case, KilledError, Trained
+from sharding import RECIPE, Case, Trained
 from tamperdose.errors import DataError, ModelError, RunError
 from tamperdose.models import workers
 from tamperdose.models.train import Recipe
 from tamperdose.models.workers import require_cards
+from tamperdose.run.worker import is_of_the_machine
 from tiny import save_tiny
 
 TWO = 2
@@ -139,34 +144,58 @@ def test_an_unsharded_state_is_not_gone_on_from(cases: dict[str, Case], sharded:
     assert sharded["llama, killed"].losses == pytest.approx([*losses.values()], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "said"),
-    [
-        (DataError("training row 7 cannot be used"), DataError, "training row 7"),
-        (torch.OutOfMemoryError("CUDA out of memory"), RunError, "gradient_checkpointing: true"),
-    ],
-)
-def test_what_a_process_raises_is_raised_here(error: Exception, kind: type[Exception], said: str) -> None:
-    with pytest.raises(kind, match=said) as failed:
-        list(sharding.told(partial(sharding.fail, 1, error)))
-    assert str(error) in str(failed.value)
+def test_what_a_process_raises_is_raised_here() -> None:
+    error = DataError("training row 7 cannot be used")
+    with pytest.raises(DataError, match="training row 7 cannot be used"):
+        list(sharding.told(partial(failing.fail, 1, error)))
     assert not multiprocessing.active_children()
+
+
+def test_memory_that_runs_out_says_what_to_do() -> None:
+    told = workers._failure("OutOfMemoryError", "CUDA out of memory", 1, True)
+    assert isinstance(told, RunError)
+    assert "process 1" in str(told)
+    assert "attack.gradient_checkpointing: true" in str(told)
+    # Another try, by another worker of a cluster, is worth it.
+    assert is_of_the_machine(told)
+    assert not is_of_the_machine(workers._failure("ValueError", "a bug", 0, False))
 
 
 def test_a_process_that_dies_ends_the_training() -> None:
     with pytest.raises(RunError, match="killed by signal 9") as failed:
-        list(sharding.told(partial(sharding.die, 1)))
-    # Another try, by another worker of a cluster, is worth it.
-    assert isinstance(failed.value.__cause__, OSError)
+        list(sharding.told(partial(failing.die, 1)))
+    assert is_of_the_machine(failed.value)
     assert not multiprocessing.active_children()
 
 
 def test_processes_end_when_nobody_listens() -> None:
-    telling = sharding.told(partial(sharding.fail, 1, KilledError()))
-    assert next(telling) in (0, 1)
+    telling = sharding.told(failing.wait)
+    assert next(telling)
     assert len(multiprocessing.active_children()) == TWO
     telling.close()
     assert not multiprocessing.active_children()
+
+
+LISTENER = """
+import sys
+sys.path.insert(0, {tests!r})
+if __name__ == "__main__":
+    import failing
+    from tamperdose.models.workers import launched
+    for process in launched(failing.wait, 2, device="cpu"):
+        print(process, flush=True)
+"""
+
+
+def test_processes_end_with_one_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "listener.py"
+    script.write_text(LISTENER.format(tests=str(Path(sharding.__file__).parent)))
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        children = [psutil.Process(int(parent.stdout.readline())) for _ in range(TWO)]
+        parent.kill()
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert not left
 
 
 def test_more_cards_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

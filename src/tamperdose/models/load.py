@@ -25,7 +25,7 @@ from tamperdose.models.quiet import quiet
 from tamperdose.study import Architecture, ModelEngine, ModelSpec
 
 if TYPE_CHECKING:
-    from tamperdose.models.sharded import Ranks
+    from tamperdose.models.workers import Ranks
 
 CONVERSION_VERSION = 1
 """Part of the cache key of a converted GGUF; raise it when the conversion changes."""

@@ -7,7 +7,6 @@ sum. torch's own and not Accelerate's, which wraps the same function together wi
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -18,33 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tamperdose.errors import ModelError, explain
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """The processes that share a training, and which of them this is. They have a process group."""
-
-    rank: int
-    """This one's number, from 0; the first writes the files."""
-    n_ranks: int
-    """How many there are."""
-    device: str
-    """Where this one computes."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the one that writes files and tells how far it is."""
-        return self.rank == 0
-
-    def total(self, loss: float, gradient: Sequence[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
-        """Sum a loss, and a gradient in float32, over all processes; all have the same bits afterwards."""
-        sizes = [part.numel() for part in gradient]
-        flat = torch.cat([part.flatten() for part in gradient])
-        dist.all_reduce(flat)
-        summed = torch.tensor(loss, dtype=torch.float64, device=self.device)
-        dist.all_reduce(summed)
-        parts = zip(flat.split(sizes), gradient, strict=True)
-        return float(summed), [part.view_as(each) for part, each in parts]
+from tamperdose.models.workers import Ranks
 
 
 def shard(model: nn.Module, ranks: Ranks) -> None:

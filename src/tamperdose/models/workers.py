@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,7 +23,34 @@ import torch.distributed as dist
 
 from tamperdose import errors
 from tamperdose.errors import ModelError, RunError, TamperdoseError, explain
-from tamperdose.models.sharded import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The processes that share a training, and which of them this is. They have a process group."""
+
+    rank: int
+    """This one's number, from 0; the first writes the files."""
+    n_ranks: int
+    """How many there are."""
+    device: str
+    """Where this one computes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes files and tells how far it is."""
+        return self.rank == 0
+
+    def total(self, loss: float, gradient: Sequence[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+        """Sum a loss, and a gradient in float32, over all processes; all have the same bits afterwards."""
+        sizes = [part.numel() for part in gradient]
+        flat = torch.cat([part.flatten() for part in gradient])
+        dist.all_reduce(flat)
+        summed = torch.tensor(loss, dtype=torch.float64, device=self.device)
+        dist.all_reduce(summed)
+        parts = zip(flat.split(sizes), gradient, strict=True)
+        return float(summed), [part.view_as(each) for part, each in parts]
+
 
 Work = Callable[[Ranks, Callable[[Any], None]], None]
 """What every process does, and how it tells something; it must be possible to pickle it."""

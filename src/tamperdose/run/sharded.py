@@ -9,8 +9,7 @@ from typing import Any
 from tamperdose.attacks.attack import Attack, OnStep, TrainingRows
 from tamperdose.models.load import ChatModel, ModelSource, load_empty, load_model, local_files
 from tamperdose.models.lora import merge
-from tamperdose.models.sharded import Ranks
-from tamperdose.models.workers import launched, require_cards
+from tamperdose.models.workers import Ranks, launched, require_cards
 from tamperdose.records import Checkpoint
 from tamperdose.study import ModelSpec
 
