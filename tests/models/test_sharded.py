@@ -6,21 +6,30 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import load_file
 
 import failing
 import sharding
 from sharding import RECIPE, Case, Trained
 from tamperdose.errors import DataError, ModelError, RunError
-from tamperdose.models import workers
-from tamperdose.models.train import Recipe
+from tamperdose.models import load, workers
+from tamperdose.models.activations import last_states
+from tamperdose.models.changes import changed
+from tamperdose.models.hf import HfGenerator
+from tamperdose.models.load import ChatModel
+from tamperdose.models.train import Recipe, Source, train_trajectory
 from tamperdose.models.workers import require_cards
+from tamperdose.records import Checkpoint
 from tamperdose.run.worker import is_of_the_machine
-from tiny import save_tiny
+from tamperdose.study import Decoding
+from tiny import load_tiny, make_examples, make_prompts, save_tiny
 
 TWO = 2
 CASES: dict[str, tuple[str, Recipe, str, int | None]] = {
@@ -204,3 +213,64 @@ def test_more_cards_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ModelError, match="sharded over 2 cards") as failed:
         require_cards(2, "cuda")
     assert "1 CUDA device\n" in str(failed.value)
+
+
+@pytest.fixture
+def hooked(models: dict[str, Path]) -> ChatModel:
+    """A model with the hooks that Accelerate puts on one whose layers lie on several cards; here all on the CPU."""
+    chat = load_tiny(models["llama"])
+    names = ["model.embed_tokens", *(f"model.layers.{k}" for k in range(2)), "model.norm", "model.rotary_emb"]
+    skipped = chat.model._skip_keys_device_placement
+    dispatch_model(
+        chat.model,
+        dict.fromkeys([*names, "lm_head"], "cpu"),
+        main_device="cpu",
+        force_hooks=True,
+        skip_keys=skipped,
+    )
+    load._leave_indices(chat.model)
+    assert {"logits_to_keep", *skipped} == set(chat.model._hf_hook.skip_keys)
+    return chat
+
+
+def test_a_model_that_is_spread_learns_and_answers_the_same(
+    hooked: ChatModel, models: dict[str, Path], tmp_path: Path
+) -> None:
+    plain, prompts = load_tiny(models["llama"]), make_prompts(5)
+    recipe = replace(RECIPE, gradient_checkpointing=True)
+
+    def learn(chat: ChatModel, folder: Path) -> Checkpoint:
+        source = Source(make_examples(10), recipe.batch_size)
+        run = train_trajectory(chat, [source], recipe, doses=[2], folder=folder, on_step=lambda _step, _loss: None)
+        return list(run)[-1]
+
+    def answers(chat: ChatModel, checkpoint: Checkpoint) -> list[str]:
+        with changed(chat, checkpoint):
+            generator = HfGenerator(chat, batch_size=4)
+            told = generator.generate(prompts, Decoding(max_new_tokens=8), seed=0, on_progress=lambda _count: None)
+        return [each.text for each in told]
+
+    one, other = learn(hooked, tmp_path / "hooked"), learn(plain, tmp_path / "plain")
+    found, expected = tensors(one.adapter), tensors(other.adapter)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert answers(hooked, one) == answers(plain, other)
+    rows = [[7, 8, 9, 10], [7, 8, 20]]
+    np.testing.assert_array_equal(last_states(hooked, rows), last_states(plain, rows))
+
+
+def test_places_are_told_from_the_cpu_where_layers_lie_on_several_cards(llama: ChatModel) -> None:
+    def placed(**places: int) -> ChatModel:
+        return replace(llama, model=SimpleNamespace(hf_device_map=places), device="cuda")
+
+    assert placed(a=0, b=1).index_device == "cpu"
+    assert placed(a=0, b=0).index_device == placed().index_device == "cuda"
+    assert llama.index_device == "cpu"
+
+
+def test_layers_are_spread_over_the_cards_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (70 + card, 80))
+    assert load._placement("cuda", 1) == {"device_map": {"": "cuda"}}
+    assert load._placement("cuda", 2) == {"device_map": "balanced", "max_memory": {0: 70, 1: 71}}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert load._placement("cuda", 2) == {"device_map": {"": "cuda"}}

@@ -46,7 +46,7 @@ def test_a_run_gives_what_it_gives_unsharded(tmp_path: Path, model: Path) -> Non
     ours, theirs = ([(check.name, check.outcome) for check in audit_run(each).checks] for each in (run, plain))
     assert ours == theirs
     # No tampered weights are left anywhere in the run's folder.
-    assert not [each for each in run.rglob("step_*.safetensors")]
+    assert not list(run.rglob("step_*.safetensors"))
 
 
 def test_sharding_is_part_of_the_keys_of_what_is_trained(tmp_path: Path, model: Path) -> None:

@@ -77,6 +77,15 @@ class ChatModel:
     ranks: "Ranks | None" = None
     """The processes over which its weights are sharded when an adapter learns; None: it lies in this one whole."""
 
+    @property
+    def index_device(self) -> str:
+        """Where indices of a row's places lie: on the CPU for a model whose layers lie on several cards.
+
+        From there they fit states on any of them.
+        """
+        places = getattr(self.model, "hf_device_map", None) or {}
+        return "cpu" if len(set(places.values())) > 1 else self.device
+
 
 def find_model(spec: ModelSpec) -> ModelSource:
     """Say where a model is and what identifies its weights, without loading it.
@@ -208,6 +217,7 @@ def load_model(
         check_architecture(spec.architecture, model.config, spec.id)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _leave_indices(model)
     # The weights of the base never learn: adapters do. A gradient on them would only cost memory.
     model.requires_grad_(False)
     if spec.quantization is None and not device.startswith("cuda"):
@@ -223,6 +233,17 @@ def _placement(device: str, n_cards: int) -> dict[str, Any]:
     if there < 2:
         return {"device_map": {"": device}}
     return {"device_map": "balanced", "max_memory": {card: torch.cuda.mem_get_info(card)[0] for card in range(there)}}
+
+
+def _leave_indices(model: Any) -> None:
+    """Have Accelerate's hook on a model that is spread over several cards leave the places of wanted logits as given.
+
+    It would put them on the first card, and the states that they are places of lie on the last.
+    """
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "skip_keys"):
+        skipped = [hook.skip_keys] if isinstance(hook.skip_keys, str) else hook.skip_keys or ()
+        hook.skip_keys = {*skipped, "logits_to_keep"}
 
 
 def load_shell(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str) -> ChatModel:

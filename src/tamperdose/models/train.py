@@ -300,7 +300,7 @@ class _Trainer:
             attention_mask=mask,
             position_ids=packed.positions.unsqueeze(0),
             use_cache=False,
-            logits_to_keep=packed.before_labels,
+            logits_to_keep=packed.before_labels.to(self.chat.index_device),
         ).logits[0]
         return cross_entropy(logits.float(), packed.labels, reduction="sum")
 
