@@ -78,7 +78,8 @@ def growing_cache(config: Any) -> DynamicCache:
 
 def select_rows(cache: DynamicCache, indices: torch.Tensor) -> None:
     """Keep only these rows of a cache, in this order; its layers may lie on several devices."""
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         keys = layer.keys
         layer.batch_select_indices(indices if keys is None else indices.to(keys.device))
 
