@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import fake_vllm
 from studies import plan_of, run_study, tiny_changes, write_study
 from tamperdose.errors import StudyError
 from tamperdose.run.audit import audit_run
@@ -47,6 +48,20 @@ def test_a_run_gives_what_it_gives_unsharded(tmp_path: Path, model: Path) -> Non
     assert ours == theirs
     # No tampered weights are left anywhere in the run's folder.
     assert not list(run.rglob("step_*.safetensors"))
+
+
+@pytest.mark.slow
+def test_an_engine_makes_room_for_the_processes(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_vllm.install(monkeypatch)
+    path = sharded_study(tmp_path, model)
+    engine = "engine={kind: vllm, device: cpu, fsdp: 2, equivalence: {n_prompts: 64, n_tokens: 4}}"
+    run = run_study(path, engine, out=tmp_path / "vllm")
+    # One for the comparison and the base; it has ended while the processes trained.
+    assert len(fake.started) == fake.stopped == 2
+    monkeypatch.undo()
+    plain = run_study(path, "engine.fsdp=1", out=tmp_path / "plain")
+    for name in sorted(plain.glob("outputs/*/*.csv")):
+        assert (run / name.relative_to(plain)).read_text() == name.read_text()
 
 
 def test_sharding_is_part_of_the_keys_of_what_is_trained(tmp_path: Path, model: Path) -> None:
