@@ -213,6 +213,8 @@ def test_more_cards_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ModelError, match="sharded over 2 cards") as failed:
         require_cards(2, "cuda")
     assert "1 CUDA device\n" in str(failed.value)
+    with pytest.raises(ModelError, match="cannot be sharded here"):
+        require_cards(2, "mps")
 
 
 @pytest.fixture

@@ -57,15 +57,21 @@ Work = Callable[[Ranks, Callable[[Any], None]], None]
 
 PATIENCE = timedelta(days=1)
 """How long processes wait for one another: the first may load a model for long. One that has died is seen at once."""
+GRACE_S = 30.0
+"""How long a process that has done its part may take to end by itself."""
 _TOLD, _FAILED, _DONE = "told", "failed", "done"
 
 
 def require_cards(n_ranks: int, device: str) -> None:
-    """Refuse a training on more cards than there are.
+    """Refuse a training on more cards than there are, or where there is but one accelerator.
 
     Raises:
         ModelError: There are fewer.
     """
+    if device != "cpu" and not device.startswith("cuda"):
+        raise ModelError(
+            explain("a model cannot be sharded here", got=device, expected="CUDA cards, or a CPU", remedy="fsdp: 1")
+        )
     there = torch.cuda.device_count()
     if device.startswith("cuda") and there < n_ranks:
         raise ModelError(
@@ -103,6 +109,9 @@ def launched(work: Work, n_ranks: int, *, device: str) -> Iterator[Any]:
                 there.close()
                 running[here] = process
             yield from _follow(running)
+            for process in running.values():
+                # What its libraries hold of the system they give back as they end.
+                process.join(GRACE_S)
         finally:
             _end(running)
 
