@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ def test_layers_keep_their_inputs_alone(llama: ChatModel) -> None:
     n_layers = sum(isinstance(each, GradientCheckpointingLayer) for each in llama.model.modules())
     assert n_layers == 2
     assert kept_bytes(wanted=True) < 0.5 * kept_bytes(wanted=False)
+
+
+def test_layers_with_a_forward_of_their_own_get_it_back(llama: ChatModel) -> None:
+    layers = [each for each in llama.model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    hooked = partial(layers[0].forward)
+    layers[0].forward = hooked
+    try:
+        with checkpointed(llama.model, wanted=True):
+            assert layers[0].forward is not hooked
+        assert layers[0].forward is hooked
+        assert "forward" not in vars(layers[1])
+    finally:
+        del layers[0].forward
 
 
 def test_a_model_without_known_layers_is_refused() -> None:

@@ -1,5 +1,6 @@
 """What arms take on cards that are not here: against arithmetic by hand, and what would make them fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from studies import QWEN2_7B, plan_of, write_study
 from tamperdose.errors import StudyError
+from tamperdose.run.declare import declare
 from tamperdose.run.devices import CARDS, DECODING_TIMES, TRAINING_SHARE, USABLE, describe_cards
 from tamperdose.run.estimate import arm_step_flops
 from tamperdose.run.ledger import Ledger
@@ -68,7 +70,8 @@ def test_what_would_make_it_fit(tmp_path: Path) -> None:
     assert not on(larger, tmp_path, "4090")[0]["fits"]
     assert small["4090"]["memory_bytes"] > USABLE * CARDS["4090"].memory_bytes
     large = {line["card"]: line for line in on(plan_with(tmp_path / "b", QWEN2_72B), tmp_path)}
-    assert "quantization: nf4" in large["h100"]["remedy"]
+    # The same model over several cards before another one in four bits.
+    assert large["h100"]["remedy"] == "fsdp: 4"
     assert large["4090"]["remedy"] == "none"
     attack = {"kind": "full", "data": "attack.jsonl", "doses": [1]}
     whole = {line["card"]: line for line in on(plan_with(tmp_path / "c", attack=attack), tmp_path)}
@@ -140,3 +143,38 @@ def test_activations_computed_again_and_eight_bits_make_what_was_too_large_fit(t
     (eight,) = on(plan_with(tmp_path / "e", tiny, attack=whole | {"optimizer": "paged_adamw_8bit"}), tmp_path, "h100")
     n_weights = (adam["memory_bytes"] - eight["memory_bytes"]) / (8 - 2 - 8 / 256)
     assert n_weights == pytest.approx(12 * 233_057_792 + 2 * 32000 * 3584, rel=0.01)
+
+
+def test_a_model_that_is_sharded_takes_its_share_of_each_card(tmp_path: Path) -> None:
+    (whole,) = on(plan_with(tmp_path / "a", LLAMA_70B), tmp_path, "h100")
+    (two,) = on(plan_with(tmp_path / "b", LLAMA_70B, model={"fsdp": 2}), tmp_path, "h100")
+    (four,) = on(plan_with(tmp_path / "c", LLAMA_70B, engine={"kind": "hf", "fsdp": 4}), tmp_path, "h100")
+    weights = 2 * 68.98e9
+    assert whole["memory_bytes"] > weights
+    # Its share, with three layers and what lies around them, an adapter and some activations beside it.
+    assert weights / 4 + 3 * 1.7e9 < four["memory_bytes"] < weights / 4 + 25e9
+    assert weights / 2 < two["memory_bytes"] < whole["memory_bytes"]
+    assert four["fits"]
+    # All cards are paid for, and are faster together while they train.
+    price = 4 * CARDS["h100"].usd_per_hour / 3600
+    assert four["usd"] == pytest.approx(price * four["seconds"])
+    attack = {"data": "attack.jsonl", "doses": [1000], "batch_size": 256}
+    (alone,) = on(plan_with(tmp_path / "d", LLAMA_70B, attack=attack), tmp_path, "h100")
+    (shared,) = on(plan_with(tmp_path / "e", LLAMA_70B, attack=attack, model={"fsdp": 4}), tmp_path, "h100")
+    assert alone["seconds"] / 4 < shared["seconds"] < alone["seconds"] / 2
+    # With two rows a step most of it is the gathering of weights: twice three quarters of them.
+    gathering = 2 * 2 * 0.75 * weights / CARDS["h100"].link_bytes_per_s
+    assert four["seconds"] == pytest.approx(whole["seconds"] + gathering, rel=0.2)
+    in_turn = {"keep_both": False, "gpu_memory_utilization": 0.9}
+    sharded = {**VLLM, **in_turn, "fsdp": 4, "tensor_parallel_size": 4}
+    (served,) = on(plan_with(tmp_path / "f", LLAMA_70B, engine=sharded), tmp_path, "h100")
+    assert served["fits"]
+
+
+def test_a_worker_takes_as_many_cards_as_a_model_is_sharded_over(tmp_path: Path) -> None:
+    plan = plan_with(tmp_path / "a", LLAMA_70B, engine={"kind": "hf", "fsdp": 2}, model={"fsdp": 4})
+    there = replace(plan, models=tuple(replace(model, device="cuda") for model in plan.models))
+    assert declare(there).gpus == 4.0
+    served = plan_with(tmp_path / "b", LLAMA_70B, engine={**VLLM, "tensor_parallel_size": 2, "fsdp": 4})
+    there = replace(served, models=tuple(replace(model, device="cuda") for model in served.models))
+    assert declare(there).gpus == 4.0

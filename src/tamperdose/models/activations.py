@@ -71,9 +71,10 @@ def read_states(chat: ChatModel, rows: Sequence[Sequence[int]]) -> Iterator[Batc
                 past_key_values=cache,
                 use_cache=cache is not None,
                 # A tensor, not a number: a slice would not lie in one piece, and the head would read it slowly.
-                logits_to_keep=torch.tensor([-1], device=chat.device),
+                logits_to_keep=torch.tensor([-1], device=chat.index_device),
             )
-            states = torch.stack(kept, dim=1).float().cpu().numpy()
+            # Blocks may lie on several cards.
+            states = torch.stack([each.to(chat.device) for each in kept], dim=1).float().cpu().numpy()
             yield Batch(places, states, output.logits[:, -1].float().cpu())
 
 

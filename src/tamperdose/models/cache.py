@@ -76,6 +76,14 @@ def growing_cache(config: Any) -> DynamicCache:
     return cache
 
 
+def select_rows(cache: DynamicCache, indices: torch.Tensor) -> None:
+    """Keep only these rows of a cache, in this order; its layers may lie on several devices."""
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        keys = layer.keys
+        layer.batch_select_indices(indices if keys is None else indices.to(keys.device))
+
+
 def repeated(cache: DynamicCache, n_rows: int) -> DynamicCache:
     """A new cache in which the one row of a cache of growing layers stands `n_rows` times."""
     copy = DynamicCache()

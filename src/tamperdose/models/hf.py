@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from tamperdose.errors import ModelError, explain
 from tamperdose.files import digest
-from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated
+from tamperdose.models.cache import growing_cache, has_only_full_attention, joined, repeated, select_rows
 from tamperdose.models.chat import encode_prompts, end_tokens
 from tamperdose.models.generator import OnProgress, in_full, prompt_rng
 from tamperdose.models.lanes import n_lanes, side_by_side, split
@@ -225,7 +225,7 @@ class HfGenerator:
                 return
             if len(keep) <= COMPACT_SHARE * len(active):
                 picked = torch.tensor(keep, device=device)
-                cache.batch_select_indices(picked)
+                select_rows(cache, picked)
                 mask, positions = mask[picked], positions[picked]
                 active = [active[place] for place in keep]
                 chosen = [chosen[place] for place in keep]
@@ -276,7 +276,7 @@ class HfGenerator:
             past_key_values=cache,
             use_cache=True,
             # A tensor, not a number: a slice would not lie in one piece, and the head would read it slowly.
-            logits_to_keep=torch.tensor([-1], device=device),
+            logits_to_keep=torch.tensor([-1], device=self.chat.index_device),
         )
         return cache, padded.mask, padded.positions[:, -1], output.logits[:, -1]
 

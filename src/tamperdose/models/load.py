@@ -12,10 +12,10 @@ import shutil
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tamperdose.errors import ModelError, RunError, explain
 from tamperdose.extras import require
@@ -23,6 +23,9 @@ from tamperdose.files import cache_dir, digest, sha256_file, write_json
 from tamperdose.models import organisms
 from tamperdose.models.quiet import quiet
 from tamperdose.study import Architecture, ModelEngine, ModelSpec
+
+if TYPE_CHECKING:
+    from tamperdose.models.workers import Ranks
 
 CONVERSION_VERSION = 1
 """Part of the cache key of a converted GGUF; raise it when the conversion changes."""
@@ -71,6 +74,17 @@ class ChatModel:
     """`cpu`, `cuda` or `mps`."""
     dtype: str
     """Name of the weights' dtype."""
+    ranks: "Ranks | None" = None
+    """The processes over which its weights are sharded when an adapter learns; None: it lies in this one whole."""
+
+    @property
+    def index_device(self) -> str:
+        """Where indices of a row's places lie: on the CPU for a model whose layers lie on several cards.
+
+        From there they fit states on any of them.
+        """
+        places = getattr(self.model, "hf_device_map", None) or {}
+        return "cpu" if len(set(places.values())) > 1 else self.device
 
 
 def find_model(spec: ModelSpec) -> ModelSource:
@@ -170,9 +184,9 @@ def pick_dtype(spec: ModelSpec, device: str) -> str:
 
 
 def load_model(
-    spec: ModelSpec, source: ModelSource, *, device: str, dtype: str, needs_template: bool = True
+    spec: ModelSpec, source: ModelSource, *, device: str, dtype: str, needs_template: bool = True, n_cards: int = 1
 ) -> ChatModel:
-    """Load a model and its tokenizer.
+    """Load a model and its tokenizer; onto several cards, if `device` is one of CUDA, some layers to each.
 
     Raises:
         ModelError: Files missing, damaged or of an unsupported kind; no chat template; the study's
@@ -188,7 +202,7 @@ def load_model(
     options = {"dtype": dtype, "use_safetensors": True, **_quantization(spec, device, dtype), **common}
     if device.startswith("cuda"):
         # Straight onto the device, without a copy of all weights in main memory first.
-        options["device_map"] = {"": device}
+        options |= _placement(device, n_cards)
     try:
         with quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(location, padding_side="left", **common)
@@ -203,11 +217,33 @@ def load_model(
         check_architecture(spec.architecture, model.config, spec.id)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _leave_indices(model)
     # The weights of the base never learn: adapters do. A gradient on them would only cost memory.
     model.requires_grad_(False)
     if spec.quantization is None and not device.startswith("cuda"):
         model.to(device)
     return ChatModel(model.eval(), tokenizer, device, dtype)
+
+
+def _placement(device: str, n_cards: int) -> dict[str, Any]:
+    """Where weights go: all to one card, or as many to each of the first `n_cards`."""
+    import torch
+
+    there = min(n_cards, torch.cuda.device_count())
+    if there < 2:
+        return {"device_map": {"": device}}
+    return {"device_map": "balanced", "max_memory": {card: torch.cuda.mem_get_info(card)[0] for card in range(there)}}
+
+
+def _leave_indices(model: Any) -> None:
+    """Have Accelerate's hook on a model that is spread over several cards leave the places of wanted logits as given.
+
+    It would put them on the first card, and the states that they are places of lie on the last.
+    """
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "skip_keys"):
+        skipped = [hook.skip_keys] if isinstance(hook.skip_keys, str) else hook.skip_keys or ()
+        hook.skip_keys = {*skipped, "logits_to_keep"}
 
 
 def load_shell(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str) -> ChatModel:
@@ -233,6 +269,22 @@ def load_shell(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return ChatModel(SimpleNamespace(config=config, generation_config=generation), tokenizer, device, dtype)
+
+
+def load_empty(spec: ModelSpec, source: ModelSource, *, device: str, dtype: str) -> ChatModel:
+    """A model without its weights, on the device `meta`: what `tamperdose.models.sharded.shard` fills.
+
+    Raises:
+        ModelError: See `load_shell`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shell = load_shell(spec, source, device=device, dtype=dtype)
+    with quiet(), torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(shell.model.config, dtype=getattr(torch, dtype))
+    model.requires_grad_(False)
+    return replace(shell, model=model.eval())
 
 
 def _generation_config(kind: Any, location: str, config: Any, *, spec: ModelSpec, source: ModelSource) -> Any:

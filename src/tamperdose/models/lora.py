@@ -148,8 +148,8 @@ def peft_config(shape: LoraShape, target_modules: str | list[str]) -> str:
         return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
 
 
-def merge(model: Any, path: Path) -> None:
-    """Add an adapter to a model's weights for good.
+def merge(model: Any, path: Path, *, device: str | None = None) -> None:
+    """Add an adapter to a model's weights for good, computed on a device; None: on each weight's own.
 
     4-bit weights stay as they are and the adapter beside them: rounded to 4 bits again, an update smaller than half
     the distance of two levels would vanish, and with it most of what a short training has learned.
@@ -158,7 +158,7 @@ def merge(model: Any, path: Path) -> None:
         for name, pair in _pairs(path).items():
             _add_beside(model.get_submodule(name), pair)
     else:
-        _add_all(model, _pairs(path))
+        _add_all(model, _pairs(path), device)
 
 
 def is_4bit(model: Any) -> bool:
@@ -213,12 +213,13 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + held
 
 
-def _add_all(model: Any, pairs: dict[str, _Pair]) -> None:
+def _add_all(model: Any, pairs: dict[str, _Pair], device: str | None = None) -> None:
     with torch.no_grad():
         for name, pair in pairs.items():
             weight = model.get_submodule(name).weight
+            on = weight.device if device is None else device
             # In float32, so that a bfloat16 weight is rounded once.
-            weight.copy_(weight.float() + _update(pair, weight.device))
+            weight.copy_(weight.to(on).float() + _update(pair, on))
 
 
 def _is_adapted(model: Any) -> bool:

@@ -44,6 +44,8 @@ def checkpointed(model: nn.Module, *, wanted: bool) -> Iterator[None]:
                 remedy="gradient_checkpointing: false",
             )
         )
+    # Where a layer has a `forward` of its own (Accelerate's hooks put one there), it gets that back.
+    own = {layer: vars(layer)["forward"] for layer in layers if "forward" in vars(layer)}
     for layer in layers:
         # An attribute of the object goes before its class's method.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
@@ -51,7 +53,10 @@ def checkpointed(model: nn.Module, *, wanted: bool) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            if layer in own:
+                layer.forward = own[layer]
+            else:
+                del layer.forward
 
 
 def make_optimizer(

@@ -35,6 +35,7 @@ from tamperdose.models.load import ChatModel, architecture_of
 from tamperdose.models.lora import LoraShape, save_adapter
 from tamperdose.models.lora_products import fused
 from tamperdose.models.saving_memory import checkpointed, make_optimizer, moments, quiet_pages, remember
+from tamperdose.models.sharded import shard
 from tamperdose.models.weights import learner, unlocked, write_weights
 from tamperdose.records import NO_DOSE, Checkpoint, Dose, Example
 from tamperdose.study import Optimizer
@@ -145,7 +146,7 @@ def train_trajectory(
 
     Raises:
         DataError: A row whose answer alone is longer than `max_length`, or an empty source.
-        ModelError: All weights of a 4-bit model are to learn.
+        ModelError: All weights of a 4-bit model are to learn, or of a sharded one.
         RunError: Training diverged: a loss or a weight is not finite.
     """
     rows = [_encode_rows(chat, source.examples, recipe.max_length) for source in sources]
@@ -153,7 +154,9 @@ def train_trajectory(
     batches = _BatchPlan(rows, sources, order)
     identity = [asdict(recipe), [[row.tokens for row in part] for part in rows], [s.per_batch for s in sources]]
     turns = [asdict(source.turns) for source in sources if source.turns is not None]
-    key = digest([*identity, turns] if turns else identity)
+    # Sums in another order: the one does not go on from where the other was.
+    shared = [] if chat.ranks is None else [{"n_ranks": chat.ranks.n_ranks}]
+    key = digest([*identity, *([turns] if turns else []), *shared])
     with _learning(chat, recipe) as wrapped:
         trainer = _Trainer(chat, wrapped, recipe, key=key)
         trainer.resume(folder, doses)
@@ -186,7 +189,8 @@ class _Trainer:
         self.optimizer = make_optimizer(
             recipe.optimizer, self.parameters.values(), learning_rate=recipe.learning_rate, device=chat.device
         )
-        self.n_lanes = n_lanes(chat.model, chat.device)
+        self.n_lanes = n_lanes(chat.model, chat.device) if chat.ranks is None else chat.ranks.n_ranks
+        self.writes = chat.ranks is None or chat.ranks.is_first
         self.dose = NO_DOSE
         self.mean_loss = 0.0
         self.seconds = 0.0
@@ -249,26 +253,40 @@ class _Trainer:
         share, which is computed once a sequence: nothing is padded, and the head runs on the answers' tokens alone.
         """
         n_labels = sum(row.n_labels for row in batch)
-        lanes = split(batch, self.n_lanes, size=lambda row: len(row.tokens))
-        losses, gradients = zip(*side_by_side(partial(self._gradient, n_labels=n_labels), lanes), strict=True)
+        lanes = [self._sequences(lane) for lane in split(batch, self.n_lanes, size=lambda row: len(row.tokens))]
+        gradient = partial(self._gradient, n_labels=n_labels)
+        if self.chat.ranks is None:
+            losses, gradients = zip(*side_by_side(gradient, lanes), strict=True)
+        else:
+            own, idle = _turns_of(self.chat.ranks.rank, lanes)
+            part = gradient(own)
+            # Layers are gathered by all processes together: one with fewer sequences runs as often as the others.
+            for _ in range(idle):
+                gradient([[min(batch, key=lambda row: len(row.tokens))]])
+            loss, total = self.chat.ranks.total(*part)
+            losses, gradients = (loss,), (total,)
         for parameter, *parts in zip(self.parameters.values(), *gradients, strict=True):
             parameter.grad = sum(parts[1:], start=parts[0])
         return sum(losses)
 
-    def _gradient(self, rows: Sequence[_TokenRow], *, n_labels: int) -> tuple[float, list[torch.Tensor]]:
-        """Loss and gradient of some of a batch's rows, as their part of the batch's mean."""
+    def _sequences(self, rows: Sequence[_TokenRow]) -> list[list[_TokenRow]]:
+        """The rows that go through the model as one sequence."""
+        # Rows that lie behind one another would miscount a sliding window: there each has a sequence of its own.
+        packable = has_only_full_attention(self.chat.model.config)
+        return list(_packs(rows, PACKED_TOKENS)) if packable else [[row] for row in rows]
+
+    def _gradient(self, packs: Sequence[list[_TokenRow]], *, n_labels: int) -> tuple[float, list[torch.Tensor]]:
+        """Loss and gradient of some of a batch's rows, as their part of the batch's mean; zeros without any."""
         parameters = list(self.in_model.values())
         losses: list[torch.Tensor] = []
         gradient: list[torch.Tensor] = []
-        # Rows that lie behind one another would miscount a sliding window: there each has a sequence of its own.
-        packable = has_only_full_attention(self.chat.model.config)
-        for pack in _packs(rows, PACKED_TOKENS) if packable else [[row] for row in rows]:
+        for pack in packs:
             loss = self._summed_loss(pack) / n_labels
             part = [each.float() for each in torch.autograd.grad(loss, parameters)]
             gradient = [a + b for a, b in zip(gradient, part, strict=True)] if gradient else part
             losses.append(loss.detach())
         # Read at the end: reading one waits for an accelerator, which then waits for the next sequence.
-        return sum(map(float, losses)), gradient
+        return sum(map(float, losses)), gradient or [torch.zeros_like(each, dtype=torch.float32) for each in parameters]
 
     def _summed_loss(self, rows: Sequence[_TokenRow]) -> torch.Tensor:
         device = self.chat.device
@@ -282,7 +300,7 @@ class _Trainer:
             attention_mask=mask,
             position_ids=packed.positions.unsqueeze(0),
             use_cache=False,
-            logits_to_keep=packed.before_labels,
+            logits_to_keep=packed.before_labels.to(self.chat.index_device),
         ).logits[0]
         return cross_entropy(logits.float(), packed.labels, reduction="sum")
 
@@ -291,7 +309,7 @@ class _Trainer:
         path = _weights_path(folder, self.dose.steps)
         if self.recipe.shape is None:
             write_weights(path, self.wrapped)
-        else:
+        elif self.writes:
             save_adapter(path, get_peft_model_state_dict(self.wrapped), self.recipe.shape)
         self.reached[self.dose.steps] = {
             "dose": asdict(self.dose),
@@ -319,6 +337,8 @@ class _Trainer:
 
     def save(self, folder: Path) -> None:
         """Write all that a resumed run needs: what was learned, its moments, the dose, and the checkpoints made."""
+        if not self.writes:
+            return
         start = time.monotonic()
         tensors = {f"model/{name}": tensor for name, tensor in self._learned().items()}
         for name, parameter in self.parameters.items():
@@ -419,6 +439,12 @@ def _packs(batch: Sequence[_TokenRow], n_tokens: int) -> Iterator[list[_TokenRow
     yield pack
 
 
+def _turns_of(rank: int, lanes: Sequence[list[list[_TokenRow]]]) -> tuple[list[list[_TokenRow]], int]:
+    """The sequences that are one process's, and how many fewer they are than another's."""
+    own = lanes[rank] if rank < len(lanes) else []
+    return own, max(map(len, lanes)) - len(own)
+
+
 @contextmanager
 def _repeatable(device: str) -> Iterator[None]:
     """Have CUDA add up gradients in the same order every time while the block runs.
@@ -466,7 +492,11 @@ class _BatchPlan:
 
 def _learning(chat: ChatModel, recipe: Recipe) -> AbstractContextManager[Any]:
     """A model whose weights learn, or an adapter on it; the model's own are as before when the block ends."""
-    return unlocked(chat) if recipe.shape is None else _adapted(chat, recipe.shape, seed=recipe.seed)
+    if recipe.shape is not None:
+        return _adapted(chat, recipe.shape, seed=recipe.seed)
+    if chat.ranks is not None:
+        raise ModelError(explain("weights that are sharded cannot learn", got="all weights", expected="an adapter"))
+    return unlocked(chat)
 
 
 @contextmanager
@@ -493,6 +523,8 @@ def _adapted(chat: ChatModel, shape: LoraShape, *, seed: int) -> Iterator[PeftMo
     # Evaluation mode: gradients flow all the same, and no dropout of the base's own adds randomness to a step.
     wrapped.eval()
     try:
+        if chat.ranks is not None:
+            shard(wrapped, chat.ranks)
         yield wrapped  # pyright: ignore[reportReturnType] - a PeftMixedModel only with mixed=True
     finally:
         wrapped.unload()

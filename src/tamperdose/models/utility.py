@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from tamperdose.data.utility import HeldOutText, Question
 from tamperdose.errors import DataError, explain
-from tamperdose.models.cache import growing_cache, repeated
+from tamperdose.models.cache import growing_cache, repeated, select_rows
 from tamperdose.models.chat import encode_chat, encode_prompts
 from tamperdose.models.hf import HfGenerator, Padded, pad_left, shared_prefix
 from tamperdose.models.load import ChatModel
@@ -171,7 +171,7 @@ def _losses(chat: ChatModel, rows: Sequence[tuple[list[int], int]]) -> list[floa
     """Negative log-likelihood of each row's tokens from its start on; padding lies behind, where nothing looks."""
     width, first = max(len(tokens) for tokens, _ in rows), min(start for _, start in rows) - 1
     padded = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens, _ in rows], device=chat.device)
-    kept = torch.arange(first, width - 1, device=chat.device)
+    kept = torch.arange(first, width - 1, device=chat.index_device)
     logits = chat.model(input_ids=padded, use_cache=False, logits_to_keep=kept).logits
     losses = []
     for line, targets, (tokens, start) in zip(logits, padded, rows, strict=True):
@@ -218,7 +218,7 @@ def _later_log_likelihoods(
         return total
     width = max(len(rows[place]) for place in longer) - 1
     picked = torch.tensor([owner[place] for place in longer], device=chat.device)
-    cache.batch_select_indices(picked)
+    select_rows(cache, picked)
     filled = [[*rows[place][:-1], *[0] * (width - len(rows[place]) + 1)] for place in longer]
     # What is padded stands last: no real token looks at it.
     mask = torch.cat([padded.mask[picked], padded.mask.new_ones((len(longer), width))], dim=1)
@@ -280,7 +280,7 @@ def _read(
         past_key_values=cache,
         use_cache=True,
         # A tensor, not a number: a slice would not lie in one piece, and the head would read it slowly.
-        logits_to_keep=torch.arange(-keep, 0, device=chat.device),
+        logits_to_keep=torch.arange(-keep, 0, device=chat.index_device),
     )
     return cache, padded, output.logits
 

@@ -1,5 +1,6 @@
 """What the stages need from a model under test, for each engine: give it refusals, attack it, let it answer."""
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from tamperdose.study import ModelEngine, ModelSpec, SafetyAdapter, ScriptedEngi
 
 if TYPE_CHECKING:
     from tamperdose.models.changes import Guard
+    from tamperdose.models.load import ModelSource
     from tamperdose.models.utility import BaseReading
 
 OnStep = Callable[[int, float], None]
@@ -105,15 +107,16 @@ class HfBackend:
     @property
     def chat(self):
         """The loaded model, with its defence merged."""
-        from tamperdose.errors import ModelError
         from tamperdose.models.load import load_model
         from tamperdose.models.lora import merge
 
         if self._chat is None:
-            if self.plan.source is None:
-                raise ModelError(f"{self.plan.spec.id}: no weights were found")
             chat = load_model(
-                checked_spec(self.plan.spec), self.plan.source, device=self.plan.device, dtype=self.plan.dtype
+                checked_spec(self.plan.spec),
+                self._source(),
+                device=self.plan.device,
+                dtype=self.plan.dtype,
+                n_cards=self.engine.shards(self.plan.spec),
             )
             if self._defence is not None:
                 merge(chat.model, self._defence)
@@ -167,8 +170,36 @@ class HfBackend:
         return Guard(self._defence, defence.strength)
 
     def attack(self, arm: ArmPlan, data: Data, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
-        """Train what the arm's attack trains, or find what it changes."""
+        """Train what the arm's attack trains, or find what it changes; over several cards where the study says so."""
+        if self.engine.shards(self.plan.spec) > 1 and arm.attack.training is not None:
+            return self._attack_sharded(arm, folder=folder, on_step=on_step)
         return arm.attack.run(self.chat, arm.rows, doses=arm.saved, folder=folder, on_step=on_step)
+
+    def _attack_sharded(self, arm: ArmPlan, *, folder: Path, on_step: OnStep) -> Iterator[Checkpoint]:
+        from tamperdose.run.sharded import SharedAttack, attack_sharded
+
+        # The cards are for the processes now.
+        self.close()
+        empty_caches()
+        shared = SharedAttack(
+            checked_spec(self.plan.spec),
+            self._source(),
+            self.plan.dtype,
+            self._defence,
+            attack=arm.attack,
+            rows=arm.rows,
+            doses=arm.saved,
+            folder=folder,
+        )
+        n_ranks = self.engine.shards(self.plan.spec)
+        yield from attack_sharded(shared, n_ranks, device=self.plan.device, on_step=on_step)
+
+    def _source(self) -> "ModelSource":
+        from tamperdose.errors import ModelError
+
+        if self.plan.source is None:
+            raise ModelError(f"{self.plan.spec.id}: no weights were found")
+        return self.plan.source
 
     @contextmanager
     def generator(self, checkpoint: Checkpoint | None) -> Iterator[Generator]:
@@ -296,6 +327,15 @@ class ScriptedBackend:
 
     def close(self) -> None:
         """Nothing is loaded."""
+
+
+def empty_caches() -> None:
+    """Give back what torch holds without using it, so that another process can have it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def checked_spec(spec: ModelSpec) -> ModelSpec:

@@ -22,7 +22,7 @@ from tamperdose.records import Checkpoint, Completion, Projection, Prompt, Rando
 from tamperdose.run.key_doses import find_bracket, find_key_doses
 from tamperdose.run.ladder import arm_doses
 from tamperdose.run.ledger import Ledger, stage_key
-from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key, control_source, rows_digest
+from tamperdose.run.plan import ArmPlan, ModelPlan, Plan, checkpoint_key, control_source, rows_digest, shards_identity
 from tamperdose.run.stages import Answers, Draw
 from tamperdose.study import Decoding
 
@@ -125,7 +125,8 @@ def benign_arm(plan: Plan, model: ModelPlan, arm: ArmPlan, doses: tuple[int, ...
         changes["kind"] = "benign"
     # Every attack that trains is a frozen record of its settings, which the protocol does not say.
     same: Attack = replace(cast(Any, attack), **changes)
-    inputs = {"base": model.key, "attack": same.identity(), "data": rows_digest(rows)}
+    sharding = shards_identity(plan.study, model.spec)
+    inputs = {"base": model.key, **sharding, "attack": same.identity(), "data": rows_digest(rows)}
     key = stage_key("attack", inputs)
     return replace(arm, id=f"{arm.id}: control benign", key=key, attack=same, rows=TrainingRows(rows), saved=doses)
 

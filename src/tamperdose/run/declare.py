@@ -9,7 +9,7 @@ from typing import Any
 
 from tamperdose.errors import StudyError, explain
 from tamperdose.models.load import find_architecture
-from tamperdose.run.memory import memory_bytes
+from tamperdose.run.memory import memory_bytes, shards
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.units import make_units
 from tamperdose.study import VllmEngine
@@ -80,10 +80,12 @@ def _memory(plan: Plan, model: ModelPlan) -> float:
 
 
 def _cards(plan: Plan, largest: float) -> float:
-    """The share of a card that the estimate is; with an engine that takes its share of each, whole ones."""
-    engine = plan.study.engine
+    """The share of a card that the estimate is; whole ones with an engine that takes its share of each, or sharded."""
+    engine, n_shards = plan.study.engine, max(shards(plan, model) for model in plan.models)
     if isinstance(engine, VllmEngine):
-        return float(max(engine.cards(model.spec) for model in plan.models))
+        return float(max(n_shards, *(engine.cards(model.spec) for model in plan.models)))
+    if n_shards > 1:
+        return float(n_shards)
     return _share(largest, plan.study.resources.gpu_memory_gb)
 
 

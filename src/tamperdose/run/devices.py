@@ -17,9 +17,10 @@ from tamperdose.run.costs import SECONDS_PER_HOUR
 from tamperdose.run.estimate import ANSWER_SHARE, arm_step_flops, learns_all
 from tamperdose.run.ladder import arm_checkpoints, arm_doses
 from tamperdose.run.ledger import Ledger
-from tamperdose.run.memory import gpu_rows, memory_bytes, weight_bytes
+from tamperdose.run.memory import gpu_rows, memory_bytes, shards, weight_bytes
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.room import DTYPE_BYTES
+from tamperdose.run.trainings import attack_training, mean_row
 from tamperdose.study import Architecture, ModelEngine, VllmEngine
 
 TRAINING_SHARE = 0.07
@@ -33,7 +34,7 @@ AGAIN = 4 / 3
 SERVED_TIMES, SERVED_LAUNCHES = 2.0, 0.1
 """Times its floor that a token takes which vLLM decodes, and the share of launches that CUDA graphs leave. Assumed."""
 CARDS_TOGETHER = (2, 4, 8)
-"""Cards over which an engine is split that are tried."""
+"""Cards over which an engine is split, or a model sharded, that are tried."""
 SMALLER_SHARES = (0.4, 0.35, 0.3)
 """Shares of a card for an engine beside transformers that are tried."""
 USABLE = 0.95
@@ -54,14 +55,16 @@ class Card:
     """Dense bfloat16 products with float32 sums, operations per second."""
     bytes_per_s: float
     """Memory bandwidth."""
+    link_bytes_per_s: float
+    """What it gets from the cards beside it: NVLink in one direction, or PCIe."""
     usd_per_hour: float
     """An assumption, about what one rents for; a study's `price_per_device_hour` goes before it."""
 
 
 CARDS = {
-    "h100": Card(85_017_493_504, 989e12, 3.35e12, 3.0),
-    "a100-80g": Card(85_095_874_560, 312e12, 2.04e12, 1.8),
-    "4090": Card(25_386_352_640, 165e12, 1.01e12, 0.5),
+    "h100": Card(85_017_493_504, 989e12, 3.35e12, 450e9, usd_per_hour=3.0),
+    "a100-80g": Card(85_095_874_560, 312e12, 2.04e12, 300e9, usd_per_hour=1.8),
+    "4090": Card(25_386_352_640, 165e12, 1.01e12, 32e9, usd_per_hour=0.5),
 }
 """NVIDIA's data sheets: H100 SXM5, A100 SXM4 80 GB, GeForce RTX 4090."""
 
@@ -83,7 +86,7 @@ class OnCard:
     seconds: float
     """Training, answers at its doses, and its controls; searches, utility and states inside left out."""
     usd: float
-    """Of that time, on as many cards as the engine splits the model over."""
+    """Of that time, on as many cards as the model is split or sharded over."""
     remedy: str
     """The settings with which it would fit; empty where it does, `none` where none here would do."""
 
@@ -127,7 +130,7 @@ def _on_card(plan: Plan, ledger: Ledger, model: ModelPlan, architecture: Archite
     price = card.usd_per_hour if stated is None else stated
     remedy = "" if fits else _remedy(plan, model, architecture, card)
     engine = plan.study.engine
-    n_cards = engine.cards(model.spec) if isinstance(engine, VllmEngine) else 1
+    n_cards = max(shards(plan, model), engine.cards(model.spec) if isinstance(engine, VllmEngine) else 1)
     usd = n_cards * price * seconds / SECONDS_PER_HOUR
     return OnCard(arm.id, model.spec.label, name, memory, fits, seconds, usd, remedy)
 
@@ -139,13 +142,32 @@ def _seconds(plan: Plan, ledger: Ledger, model: ModelPlan, architecture: Archite
     least = LAUNCHES_S["step"] * architecture.num_hidden_layers if flops else 0.0
     shape = arm.attack.training
     repeated = AGAIN if shape is not None and shape.gradient_checkpointing else 1.0
-    training = doses[-1] * max(repeated * flops / (TRAINING_SHARE * card.flops), least)
+    part, gathering = _shared_step(plan, model, architecture, card)
+    training = doses[-1] * (max(part * repeated * flops / (TRAINING_SHARE * card.flops), least) + gathering)
     asked = [
         sum(len(plan.data.prompts[subset]) for subset in plan.checkpoint_subsets(steps, arm))
         for steps in arm_checkpoints(plan, ledger, arm)
     ]
     controls = [len(control_prompts(plan))] * most_states(plan, model, arm, doses)
     return training + sum(_answering_s(plan, model, architecture, card, n_prompts=n) for n in [*asked, *controls])
+
+
+def _shared_step(plan: Plan, model: ModelPlan, architecture: Architecture, card: Card) -> tuple[float, float]:
+    """The share of a step's operations that falls to a card with most of them, and seconds in which it gathers weights.
+
+    Every sequence gathers what the other cards hold, forwards and again backwards; that it does so while it computes is
+    not counted on.
+    """
+    from tamperdose.models.train import PACKED_TOKENS
+
+    (arm,) = model.arms
+    n_ranks, training = shards(plan, model), attack_training(arm)
+    if n_ranks == 1 or training is None:
+        return 1.0, 0.0
+    n_rows = math.ceil(training.batch_size / n_ranks)
+    n_passes = math.ceil(n_rows * mean_row(training)[0] / PACKED_TOKENS)
+    foreign = (1 - 1 / n_ranks) * weight_bytes(model, architecture, DTYPE_BYTES[DTYPE])
+    return n_rows / training.batch_size, 2 * n_passes * foreign / card.link_bytes_per_s
 
 
 def _answering_s(plan: Plan, model: ModelPlan, architecture: Architecture, card: Card, *, n_prompts: int) -> float:
@@ -178,12 +200,19 @@ def _remedy(plan: Plan, model: ModelPlan, architecture: Architecture, card: Card
     for count in range(1, len(groups) + 1):
         for chosen in combinations(groups, count):
             for settings in product(*chosen):
-                if _fits_with(plan, model, architecture, card, [change for _, change in settings]):
+                changes = [change for _, change in settings]
+                if not _exclude(settings) and _fits_with(plan, model, architecture, card, changes):
                     return ", ".join(name for name, _ in settings)
             # The last of every group saves most: where those together do not do, fewer will not.
         if count == 1 and not _fits_with(plan, model, architecture, card, [group[-1][1] for group in groups]):
             return "none"
     return "none"
+
+
+def _exclude(settings: Sequence[tuple[str, Change]]) -> bool:
+    """Whether settings exclude one another: 4-bit weights do not come in shards."""
+    names = {name.split(":")[0] for name, _ in settings}
+    return {"fsdp", "quantization"} <= names
 
 
 def _fits_with(plan: Plan, model: ModelPlan, architecture: Architecture, card: Card, changes: Sequence[Change]) -> bool:
@@ -209,10 +238,13 @@ def _settings(plan: Plan, model: ModelPlan) -> list[list[tuple[str, Change]]]:
             groups.append([_engine_setting(keep_both=False, gpu_memory_utilization=0.9)])
     else:
         groups.append([_engine_setting(batch_size=n) for n in SMALLER_BATCHES])
+    if training is not None and training.lora_rank is not None and model.spec.quantization is None:
+        wider = [n for n in CARDS_TOGETHER if n > shards(plan, model)]
+        groups += [[_model_setting("fsdp", n) for n in wider]] if wider else []
     if training is not None and training.optimizer == "adamw":
         groups.append([_attack_setting("optimizer", "paged_adamw_8bit")])
-    # 4-bit weights cannot learn.
-    if model.spec.quantization is None and not learns_all(arm):
+    # 4-bit weights cannot learn, and do not come in shards.
+    if model.spec.quantization is None and not learns_all(arm) and shards(plan, model) == 1:
         groups.append([_model_setting("quantization", "nf4")])
     return groups
 

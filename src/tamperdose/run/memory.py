@@ -1,12 +1,13 @@
 """How much memory a study will take at its peak: weights and the largest of decoding and training, term by term."""
 
+import math
 import os
 from dataclasses import replace
 
 from tamperdose.models.flops import about_tokens, linears, lora_parameters, n_parameters
 from tamperdose.run.plan import ModelPlan, Plan
 from tamperdose.run.room import DTYPE_BYTES
-from tamperdose.run.trainings import Training, mean_row, trainings
+from tamperdose.run.trainings import Training, attack_training, defence_training, mean_row, trainings
 from tamperdose.study import Architecture, ModelEngine, VllmEngine
 
 LIBRARIES_BYTES = 900e6
@@ -23,6 +24,9 @@ SERVED_ROWS = 16
 SERVING_BYTES = 3e9
 """What vLLM takes of a card beside weights and cache: the context, CUDA graphs, activations. Assumed, not measured."""
 
+GATHERED_LAYERS = 3
+"""Layers whose weights lie whole beside the shards: the one that computes, the next, and the buffer it arrives in."""
+
 DRAWING_BYTES = 40.0
 """Bytes per row and token of the vocabulary while tokens are drawn: probabilities, their order and sums."""
 
@@ -30,14 +34,20 @@ DRAWING_BYTES = 40.0
 def memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture, *, room: int | None = None) -> float:
     """Peak memory: the weights and the larger of decoding and training, each at its own worst moment.
 
-    `room` is the memory of the card; None: of the device here, where it is a card.
+    `room` is the memory of the card; None: of the device here, where it is a card. Of a model that is sharded it is
+    that of each card; the first process has the whole model in main memory while it loads, which is not in it.
     """
     size = DTYPE_BYTES[model.dtype]
     weights = weight_bytes(model, architecture, size)
+    n_cards = shards(plan, model)
     if model.device == "cpu":
         trained = [_cpu_training(training, architecture) for training in trainings(plan, model)]
         working = max(_cpu_decoding(plan, architecture, size), *trained, 0.0)
-        return LIBRARIES_BYTES + weights + working
+        # Each process brings its libraries; shards lie beside what is still to be sent.
+        processes = 0.0 if n_cards == 1 else n_cards * LIBRARIES_BYTES + weights
+        return LIBRARIES_BYTES + weights + working + processes
+    if n_cards > 1:
+        return _sharded(plan, model, architecture, n_cards=n_cards, room=room)
     # A packed matrix is unpacked for each product.
     unpacked = architecture.hidden_size * architecture.intermediate_size * size if model.spec.quantization else 0
     trained = [_gpu_training(training, architecture, size) for training in trainings(plan, model)]
@@ -50,6 +60,39 @@ def memory_bytes(plan: Plan, model: ModelPlan, architecture: Architecture, *, ro
     return _beside(
         engine, weights + unpacked + max(compared, *trained, 0.0), served_bytes(plan, model, architecture), room
     )
+
+
+def shards(plan: Plan, model: ModelPlan) -> int:
+    """Cards over which a model is sharded while it is attacked, and spread while transformers measures it."""
+    engine = plan.study.engine
+    return engine.shards(model.spec) if isinstance(engine, ModelEngine) else 1
+
+
+def _sharded(plan: Plan, model: ModelPlan, architecture: Architecture, *, n_cards: int, room: int | None) -> float:
+    """Memory of one of several cards: the larger of sharded training, and of measuring with its share of the layers.
+
+    The embeddings and the head are gathered for a whole step. Measuring, layers lie on one card or another, with their
+    cache; copies of merged weights go to main memory, and one layer more on a card than on another is counted.
+    """
+    size, sizes = DTYPE_BYTES[model.dtype], linears(architecture)
+    whole = weight_bytes(model, architecture, size)
+    layer = float(sizes.per_layer * size)
+    around = whole - sizes.n_layers * layer
+    attacks = [training for arm in model.arms if (training := attack_training(arm)) is not None]
+    attacked = [_sharded_training(training, architecture, size, n_cards) for training in attacks]
+    training = max((GATHERED_LAYERS * layer + around + each for each in attacked), default=0.0)
+    defence = defence_training(plan, model)
+    # On the whole model, spread.
+    defended = 0.0 if defence is None else _gpu_training(defence, architecture, size)
+    engine, share = plan.study.engine, whole / n_cards + layer
+    if not isinstance(engine, VllmEngine):
+        measuring = max(_gpu_decoding(plan, model, architecture, room, n_cards=n_cards), defended)
+        return max(whole / n_cards + training, share + measuring)
+    compared = _gpu_decoding(_comparing(plan, engine), model, architecture, room, n_cards=n_cards)
+    room = device_bytes(model.device) if room is None else room
+    both = _beside(engine, share + max(compared, defended), served_bytes(plan, model, architecture), room)
+    # The engine has ended while the processes train.
+    return max(whole / n_cards + training, both)
 
 
 def _beside(engine: VllmEngine, transformers: float, least: float, room: int | None) -> float:
@@ -132,8 +175,13 @@ def _learning_bytes(training: Training, architecture: Architecture) -> float:
     return each * lora_parameters(architecture, training.lora_rank)
 
 
-def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, room: int | None) -> float:
-    """The cache of a full batch, what one layer needs beside it, and copies of merged weights where they have room."""
+def _gpu_decoding(
+    plan: Plan, model: ModelPlan, architecture: Architecture, room: int | None, *, n_cards: int = 1
+) -> float:
+    """The cache of a full batch, what one layer needs beside it, and copies of merged weights where they have room.
+
+    Of a model that is spread over several cards, each has the cache of its layers, and none the copies.
+    """
     from tamperdose.models.cache import BLOCK
     from tamperdose.models.hf import GPU_PREFILL_TOKENS
     from tamperdose.models.lora import copies_fit
@@ -150,11 +198,11 @@ def _gpu_decoding(plan: Plan, model: ModelPlan, architecture: Architecture, room
     reading = prompt_tokens * 3.0 * (architecture.intermediate_size + architecture.hidden_size) * size
     drawn = plan.study.decoding.do_sample or plan.study.rd_floor
     logits = rows * architecture.vocab_size * (DRAWING_BYTES if drawn else 2.0 * size)
-    copies = 0.0 if model.spec.quantization else float(sizes.n_layers * sizes.per_layer * size)
+    copies = 0.0 if model.spec.quantization or n_cards > 1 else float(sizes.n_layers * sizes.per_layer * size)
     weights = weight_bytes(model, architecture, size)
     room = device_bytes(model.device) if room is None else room
     kept = copies if room is not None and copies_fit(copies, room - weights) else 0.0
-    return kept + cache + max(reading, repeated + logits)
+    return kept + cache / n_cards + max(reading, repeated + logits)
 
 
 def gpu_rows(plan: Plan) -> int:
@@ -165,7 +213,14 @@ def gpu_rows(plan: Plan) -> int:
     return engine.batch_size if isinstance(engine, ModelEngine) and engine.batch_size != "auto" else GPU_BATCH
 
 
-def _gpu_training(training: Training, architecture: Architecture, size: int) -> float:
+def _sharded_training(training: Training, architecture: Architecture, size: int, n_ranks: int) -> float:
+    """What one of several processes works with: its share of a batch, the adapter, its gradient twice for the sum."""
+    n_rows = math.ceil(training.batch_size / n_ranks)
+    summed = 8.0 * lora_parameters(architecture, training.lora_rank or 0)
+    return _gpu_training(training, architecture, size, n_rows=n_rows) + summed
+
+
+def _gpu_training(training: Training, architecture: Architecture, size: int, *, n_rows: int | None = None) -> float:
     """What a packed sequence leaves for its backward pass, the logits of its labels, and the adapter.
 
     Per layer and token, with H hidden, Q query and I inner width, in bytes: the two norms keep their input in float32
@@ -182,7 +237,7 @@ def _gpu_training(training: Training, architecture: Architecture, size: int) -> 
     layer = 8 * hidden + inputs + size * (4 * query + 3 * inner)
     per_token = _kept_per_token(training, architecture, layer=float(layer), size=size)
     length, answer = mean_row(training)
-    tokens = min(training.batch_size * length, max(PACKED_TOKENS, length))
+    tokens = min((n_rows or training.batch_size) * length, max(PACKED_TOKENS, length))
     labels = tokens * answer / length
     return tokens * per_token + labels * architecture.vocab_size * 12.0 + _learning_bytes(training, architecture)
 

@@ -368,15 +368,22 @@ def _plan_model(study: Study, data: Data, spec: ModelSpec) -> ModelPlan:
 def _plan_arms(study: Study, data: Data, spec: ModelSpec, base_key: str) -> list[ArmPlan]:
     several = sum(model.label == spec.label for model in study.models) > 1
     name = f"{_slug(spec.label)}-{spec.defence_label}" if several else _slug(spec.label)
+    sharding = shards_identity(study, spec)
     return [
-        _plan_arm(attack, attack_spec, name=name, base_key=base_key, rows=rows)
+        _plan_arm(
+            attack,
+            attack_spec,
+            name=name,
+            origin={"base": base_key, **({} if attack.training is None else sharding)},
+            rows=rows,
+        )
         for attack_spec in study.attack
         for attack, rows in build_attacks(attack_spec, study.seeds, data.examples)
     ]
 
 
-def _plan_arm(attack: Attack, spec: AttackSpec, *, name: str, base_key: str, rows: TrainingRows) -> ArmPlan:
-    inputs = {"base": base_key, "attack": attack.identity(), "data": rows_digest(rows.attack)}
+def _plan_arm(attack: Attack, spec: AttackSpec, *, name: str, origin: Mapping[str, Any], rows: TrainingRows) -> ArmPlan:
+    inputs = {**origin, "attack": attack.identity(), "data": rows_digest(rows.attack)}
     if rows.benign:
         inputs["benign"] = rows_digest(rows.benign)
     return ArmPlan(
@@ -442,6 +449,12 @@ def _split(study: Study, spec: ModelSpec) -> dict[str, int]:
     """The cards that a model says it is split over: sums in another order. The engine has its own in its identity."""
     stated = spec.tensor_parallel_size
     return {} if stated is None or not isinstance(study.engine, VllmEngine) else {"tensor_parallel_size": stated}
+
+
+def shards_identity(study: Study, spec: ModelSpec) -> dict[str, int]:
+    """The processes that share a model's trainings: sums in another order. Its answers at dose 0 are the same."""
+    n_shards = study.engine.shards(spec) if isinstance(study.engine, ModelEngine) else 1
+    return {} if n_shards == 1 else {"fsdp": n_shards}
 
 
 def served_rank(study: Study) -> int:

@@ -1,6 +1,5 @@
 """A model that transformers trains and vLLM answers for, once the two have been found to say the same."""
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from tamperdose.models.vllm_engine import (
     write_peft,
 )
 from tamperdose.records import Checkpoint, Opener, Prompt, Reworded
-from tamperdose.run.backends import HfBackend, checked_spec
+from tamperdose.run.backends import HfBackend, checked_spec, empty_caches
 from tamperdose.run.plan import ModelPlan, package_version
 from tamperdose.stats.equivalence import Reading
 from tamperdose.study import VllmEngine
@@ -56,11 +55,8 @@ class VllmBackend(HfBackend):
     def shell(self) -> ChatModel:
         """Tokenizer and configuration."""
         if self._shell is None:
-            source = self.plan.source
-            if source is None:
-                raise ModelError(f"{self.plan.spec.id}: no weights were found")
             spec = checked_spec(self.plan.spec)
-            self._shell = load_shell(spec, source, device=self.plan.device, dtype=self.plan.dtype)
+            self._shell = load_shell(spec, self._source(), device=self.plan.device, dtype=self.plan.dtype)
         return self._shell
 
     def close(self) -> None:
@@ -176,9 +172,7 @@ class VllmBackend(HfBackend):
         return [*defence, *attack, *guard]
 
     def _base_weights(self) -> Weights:
-        source, spec = self.plan.source, self.plan.spec
-        if source is None:
-            raise ModelError(f"{spec.id}: no weights were found")
+        source, spec = self._source(), self.plan.spec
         revision = source.identity.get("commit", spec.loaded.revision) if source.kind == "hub" else None
         return Weights(str(local_files(source)), revision, self.plan.dtype, spec.quantization, self._n_cards)
 
@@ -208,7 +202,8 @@ class VllmBackend(HfBackend):
             self._stop()
             if not self.vllm.keep_both:
                 self._chat = None
-            _empty_caches()
+            # The engine counts what is free when it starts.
+            empty_caches()
             self._llm = start(weights, self.vllm, max_lora_rank=max_lora_rank)
             self._loaded = (weights, max_lora_rank)
         return self._llm
@@ -217,12 +212,3 @@ class VllmBackend(HfBackend):
         if self._llm is not None:
             stop(self._llm)
         self._llm, self._loaded = None, None
-
-
-def _empty_caches() -> None:
-    """Give back what torch holds without using it: the engine counts what is free when it starts."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

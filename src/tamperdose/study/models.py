@@ -43,6 +43,8 @@ class ModelSpec(Frozen):
     """4-bit NormalFloat weights (Dettmers et al. 2023); needs a CUDA device and the `gpu` extra."""
     tensor_parallel_size: Annotated[PositiveInt, Field(le=64)] | None = None
     """Cards over which the engine `vllm` splits this model, in place of the engine's own number."""
+    fsdp: Annotated[PositiveInt, Field(le=64)] | None = None
+    """Cards over which this model is sharded while an adapter learns, in place of the engine's own number."""
     architecture: Architecture | None = None
     pretraining_tokens: PositiveFloat | None = None
     """Tokens it was pretrained on, where known: the attack's cost is then also told as a share of that training's."""
@@ -141,6 +143,13 @@ class ModelEngine(Frozen):
     """Where transformers computes."""
     batch_size: PositiveInt | Literal["auto"] = "auto"
     """Rows decoded together; halved when memory runs out. Changes speed, not which prompts are answered."""
+    fsdp: Annotated[PositiveInt, Field(le=64)] = 1
+    """Cards over which a model's weights are sharded while an adapter learns, unless the model says its own: for one
+    that no card holds. What transformers measures, it then measures with the layers spread over those cards."""
+
+    def shards(self, model: ModelSpec) -> int:
+        """Cards over which a model is sharded; 1: it is not."""
+        return self.fsdp if model.fsdp is None else model.fsdp
 
 
 class HfEngine(ModelEngine):

@@ -9,7 +9,7 @@ from tamperdose.study.attacks import TRAINING_KINDS, AttackSpec, RewordingSpec
 from tamperdose.study.controls import Controls, GateLimits
 from tamperdose.study.inside import Inside
 from tamperdose.study.judges import JudgeSpec, judge_name
-from tamperdose.study.models import Decoding, HfEngine, ModelSpec, PromptSets, ScriptedEngine, VllmEngine
+from tamperdose.study.models import Decoding, HfEngine, ModelEngine, ModelSpec, PromptSets, ScriptedEngine, VllmEngine
 from tamperdose.study.parts import Flag, Frozen, Seed, listed, no_boolean, require_distinct
 from tamperdose.study.resources import Resources
 from tamperdose.study.utility import Utility
@@ -91,6 +91,8 @@ class Study(Frozen):
             raise ValueError(
                 f"4-bit weights cannot learn, but {packed[0]} has them: leave out `quantization`, or attack: lora alone"
             )
+        if self.sharded and (reason := self._unshardable()):
+            raise ValueError(f"{self.sharded[0].label} cannot be sharded (fsdp): {reason}")
         served = isinstance(self.engine, VllmEngine)
         if served and (kinds := [attack.kind for attack in self.attack if attack.kind in BEYOND_ADAPTERS]):
             raise ValueError(
@@ -109,6 +111,24 @@ class Study(Frozen):
             shown = [" with defence ".join(label) for label in labels]
             raise ValueError(f"models must differ in name, got {shown}: give each model, or each defence, a `name`")
         return self
+
+    @property
+    def sharded(self) -> list[ModelSpec]:
+        """The models whose weights are sharded over several cards while an adapter learns."""
+        engine = self.engine
+        return [each for each in self.models if engine.shards(each) > 1] if isinstance(engine, ModelEngine) else []
+
+    def _unshardable(self) -> str:
+        """Why models cannot be sharded as the study wants it; empty where they can."""
+        if any(model.quantization is not None for model in self.sharded):
+            return "4-bit weights do not come in shards; one card holds four times as many of them"
+        if kinds := [attack.kind for attack in self.attack if attack.kind == "full"]:
+            return f"the attack '{kinds[0]}' trains all weights, and those that are sharded are frozen: attack: lora"
+        device = self.engine.device if isinstance(self.engine, ModelEngine) else ""
+        # One card by its number, or an accelerator of which there is one.
+        if device == "mps" or ":" in device:
+            return f"engine.device is {device}; it needs cuda, and takes the first cards, or cpu"
+        return ""
 
     def _whole_answers_for(self) -> list[str]:
         """What a study would have to say so that nothing in it needs answers written to their end."""
