@@ -791,3 +791,5 @@ def test_a_run_is_held_to_conditions(cli: Cli, study: Path) -> None:
     told = cli("gate", study.parent / "results", "--fail-if", "RRR@1<0.5", "--fail-if", "RRR@7<0.5", "--json")
     assert told.code == 3
     assert [one["verdict"] for one in told.json()["conditions"]] == ["withheld", "no such number"]
+    plain = cli("gate", study.parent / "results", "--fail-if", "RRR@1<0.5")
+    assert (plain.code, plain.out) == (3, ""), "no condition passes, so nothing is printed, not even an empty line"

@@ -20,6 +20,8 @@ os.umask(_UMASK)
 
 # A cell may hold a whole document; csv's default limit of 128 KiB would reject it.
 csv.field_size_limit(2**31 - 1)
+_ZIP = b"PK\x03\x04"
+"""What a zip archive begins with, and so a workbook (.xlsx, .ods)."""
 
 
 def cache_dir() -> Path:
@@ -119,7 +121,7 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 text file, with or without a byte-order mark.
 
     Raises:
-        DataError: The file is missing, is a folder, cannot be read, is not UTF-8, or holds NUL bytes.
+        DataError: The file is missing, is a folder or a workbook, cannot be read, is not UTF-8, or holds NUL bytes.
     """
     try:
         raw = path.read_bytes()
@@ -127,6 +129,14 @@ def read_text(path: Path) -> str:
         raise DataError(explain(f"no such file: {path}", remedy="check the path; it is taken as written")) from error
     except OSError as error:
         raise DataError(explain(f"cannot read {path}", got=str(error.strerror), expected="a readable file")) from error
+    if raw.startswith(_ZIP):
+        raise DataError(
+            explain(
+                f"{path} is a workbook or an archive, not text",
+                expected="UTF-8 text",
+                remedy="save the sheet as CSV (UTF-8) in the spreadsheet, or unpack the archive",
+            )
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -153,21 +163,21 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, *, required: Sequence[str], separators: str = ",") -> tuple[list[str], list[dict[str, str]]]:
+def read_csv(path: Path, *, required: Sequence[str], separators: str = ",;\t") -> tuple[list[str], list[dict[str, str]]]:
     """Read a CSV file with a header into its columns and rows; quoted line ends are kept.
 
     Args:
         path: The file.
         required: Columns it must have.
         separators: What may part the cells. Spreadsheets write `;` where the comma is the decimal mark; of several,
-            the first counts by which the header has all required columns, else the very first.
+            that counts by which the header has most of the required columns, of equals the first.
 
     Raises:
         DataError: Empty, unreadable, a required or repeated column, or a row of another width.
     """
     text = read_text(path)
     head = text.partition("\n")[0]
-    separator = next((mark for mark in separators if _has_columns(head, mark, required)), separators[0])
+    separator = max(separators, key=lambda mark: _n_columns(head, mark, required))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     try:
         table = [(reader.line_num, row) for row in reader if row]
@@ -203,8 +213,8 @@ def read_csv(path: Path, *, required: Sequence[str], separators: str = ",") -> t
     return columns, [dict(zip(columns, row, strict=True)) for _, row in table[1:]]
 
 
-def _has_columns(head: str, separator: str, required: Sequence[str]) -> bool:
-    return set(required) <= {name.strip('"\r ') for name in head.split(separator)}
+def _n_columns(head: str, separator: str, required: Sequence[str]) -> int:
+    return len(set(required) & {name.strip('"\r ') for name in head.split(separator)})
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -46,6 +46,7 @@ def test_the_hub_reads_the_numbers_of_the_run(run: Path) -> None:
     for result in found:
         told = result.metric_args
         assert told is not None and result.task_type == "text-generation"
+        assert isinstance(told["n"], int)
         mine = rates[rates["dose_steps"] == told["dose"]]
         mine = mine[mine["arm"] == told["arm"]] if "arm" in told else mine
         row = mine.iloc[0]

@@ -157,6 +157,9 @@ def _decoding(source: Source, known: Mapping[str, Any]) -> dict[str, Any]:
     answers = known.get("answers", {})
     found = answers.get("decoding") or source.manifest.get("decoding") or {}
     names = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p"}
+    if found.get("do_sample") is False:
+        # Greedy, whatever stands in the settings of sampling, which were not used.
+        names, found = {"max_tokens": "max_new_tokens", "temperature": "temperature"}, {**found, "temperature": 0.0}
     return {ours: found[theirs] for ours, theirs in names.items() if isinstance(found.get(theirs), int | float)}
 
 
