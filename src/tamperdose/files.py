@@ -163,7 +163,9 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, *, required: Sequence[str], separators: str = ",;\t") -> tuple[list[str], list[dict[str, str]]]:
+def read_csv(
+    path: Path, *, required: Sequence[str], separators: str = ",;\t"
+) -> tuple[list[str], list[dict[str, str]]]:
     """Read a CSV file with a header into its columns and rows; quoted line ends are kept.
 
     Args:
@@ -233,7 +235,11 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             # ValueError: not JSON, or an integer of more digits than Python converts; RecursionError: nested too deep.
             raise DataError(
-                explain(f"{path} line {number} is not JSON", got=str(error), expected="one object")
+                explain(
+                    f"{path} line {number} is not JSON",
+                    got=str(error),
+                    expected='JSON lines: one object on each, such as {"prompt": "...", "response": "..."}',
+                )
             ) from error
         if not isinstance(record, dict):
             raise DataError(

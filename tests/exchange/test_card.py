@@ -104,3 +104,5 @@ def test_no_answer_stands_in_it(hostile: Path) -> None:
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to report"):
         model_card(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        model_card(tmp_path / "none")

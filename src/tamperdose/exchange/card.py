@@ -19,7 +19,7 @@ from tamperdose.report.tables import DoseRow, dose_table, supported_cells
 from tamperdose.report.text import UNDEFINED, WITHHELD, markdown_cell, printable
 from tamperdose.run.compare_schema import Row
 
-HEADINGS = ("model", "attack", "RRR before [interval]", "RRR after [interval]", "ED50", "gate")
+HEADINGS = ("model", "attack", "RRR before [interval]", "RRR after [interval]", "ED50", "gate at ED50")
 """The columns of the table."""
 TASK = {"type": "text-generation", "name": "Refusal of harmful prompts under fine-tuning"}
 """The task of every result: the hub's own name of it, and ours."""
