@@ -229,6 +229,8 @@ def test_a_large_cell_is_read(tmp_path: Path) -> None:
         (b"x\na\x00b\n", r"NUL byte on line 2"),
         ("x\na\n".encode("utf-16"), "not UTF-8"),
         (b"PK\x03\x04\x14\x00\xff", r"is a workbook or an archive(?s:.)*save the sheet as CSV"),
+        (b"PAR1\x15\xff", "is a Parquet table"),
+        (b"\x1f\x8b\x08\xff", "is compressed with gzip"),
         (b"y;z\n1;2\n", r"has no column 'x'\n  got:      the columns 'y;z'"),
     ],
 )

@@ -20,8 +20,16 @@ os.umask(_UMASK)
 
 # A cell may hold a whole document; csv's default limit of 128 KiB would reject it.
 csv.field_size_limit(2**31 - 1)
-_ZIP = b"PK\x03\x04"
-"""What a zip archive begins with, and so a workbook (.xlsx, .ods)."""
+_RENAME = "rename the column in the file's first line"
+_BINARY = {
+    b"PK\x03\x04": (
+        "a workbook or an archive",
+        "save the sheet as CSV (UTF-8) in the spreadsheet, or unpack the archive",
+    ),
+    b"PAR1": ("a Parquet table", "write the table as CSV"),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it"),
+}
+"""What files begin with that are no text: what they are, and what helps."""
 
 
 def cache_dir() -> Path:
@@ -121,7 +129,8 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 text file, with or without a byte-order mark.
 
     Raises:
-        DataError: The file is missing, is a folder or a workbook, cannot be read, is not UTF-8, or holds NUL bytes.
+        DataError: The file is missing, is a folder, a workbook or the like, cannot be read, is not UTF-8, or holds
+            NUL bytes.
     """
     try:
         raw = path.read_bytes()
@@ -129,14 +138,9 @@ def read_text(path: Path) -> str:
         raise DataError(explain(f"no such file: {path}", remedy="check the path; it is taken as written")) from error
     except OSError as error:
         raise DataError(explain(f"cannot read {path}", got=str(error.strerror), expected="a readable file")) from error
-    if raw.startswith(_ZIP):
-        raise DataError(
-            explain(
-                f"{path} is a workbook or an archive, not text",
-                expected="UTF-8 text",
-                remedy="save the sheet as CSV (UTF-8) in the spreadsheet, or unpack the archive",
-            )
-        )
+    for start, (what, remedy) in _BINARY.items():
+        if raw.startswith(start):
+            raise DataError(explain(f"{path} is {what}", expected="UTF-8 text", remedy=remedy))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -164,7 +168,7 @@ def read_text(path: Path) -> str:
 
 
 def read_csv(
-    path: Path, *, required: Sequence[str], separators: str = ",;\t"
+    path: Path, *, required: Sequence[str], separators: str = ",;\t", remedy: str = _RENAME
 ) -> tuple[list[str], list[dict[str, str]]]:
     """Read a CSV file with a header into its columns and rows; quoted line ends are kept.
 
@@ -173,6 +177,7 @@ def read_csv(
         required: Columns it must have.
         separators: What may part the cells. Spreadsheets write `;` where the comma is the decimal mark; of several,
             that counts by which the header has most of the required columns, of equals the first.
+        remedy: What helps where a required column is missing.
 
     Raises:
         DataError: Empty, unreadable, a required or repeated column, or a row of another width.
@@ -197,7 +202,7 @@ def read_csv(
                 f"{path} has no column {_names(missing)}{nearest(missing[0], columns)}",
                 got=f"the columns {_names(columns)}",
                 expected=f"the column(s) {_names(required)}",
-                remedy="rename the column in the file's first line",
+                remedy=remedy,
             )
         )
     if len(set(columns)) != len(columns):

@@ -56,7 +56,8 @@ def write_logs(
 
     Raises:
         DataError: No metrics, no answers, or a damaged file.
-        RunError: The folder cannot be written, or the extra `inspect` is not installed.
+        RunError: The folder cannot be written.
+        ExtraError: The extra `inspect` is not installed.
     """
     require("an Inspect log", "inspect_ai", extra="inspect")
     source = read_source(run_dir)

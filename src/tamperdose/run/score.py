@@ -27,6 +27,8 @@ from tamperdose.run.schema import METRIC_COLUMNS
 from tamperdose.run.stages import Readers, require_readable, strip_prompt
 from tamperdose.study import AnyJudge, Study, judge_name
 
+NAME_COLUMN = "rename the column, or name that of the answers with --response-column (of the base alone: --base-column)"
+"""What helps where a file of recorded answers lacks a column."""
 VERDICT_COLUMNS = ("verdict", "p_refusal", "judge", "evidence")
 """What `judge` adds to a file."""
 
@@ -63,7 +65,7 @@ def read_recording(path: Path, *, response_column: str = "response") -> Recordin
     Raises:
         DataError: Not a CSV with these columns, no rows, ids that repeat, or samples that not every prompt has.
     """
-    columns, rows = read_csv(path, required=("prompt", response_column))
+    columns, rows = read_csv(path, required=("prompt", response_column), remedy=NAME_COLUMN)
     return recording_of(path, columns, rows, response_column=response_column)
 
 
