@@ -809,3 +809,18 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(cli: Cli, study: Path) -> N
     for name, *options in [*commands[3:], ("audit",), ("status",), ("compare", results)]:
         said = cli(name, results / "none", *options)
         assert said.code == 1 and "no such folder" in said.err, name
+
+
+def test_score_finds_out_that_it_cannot_write_before_it_judges(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, out = tmp_path / "a.csv", tmp_path / "out"
+    answers.write_text("prompt,response\na,b\n")
+    out.write_text("a file where the folder should be")
+
+    def judged(*_: object, **__: object) -> None:
+        raise AssertionError("a judge was asked")
+
+    monkeypatch.setattr("tamperdose.run.score._cell", judged)
+    said = cli("score", "--base", answers, "--attacked", f"1={answers}", "--judge", "phrases", "--no-rd", "-o", out)
+    assert said.code == 1 and "cannot write to" in said.err

@@ -209,6 +209,9 @@ def score_recordings(
         raise JudgeError(explain("no judge is named", expected=f"--judge with one of {', '.join(JUDGE_NAMES)}"))
     _require_no_run(out)
     aligned = align_doses(base, attacked)
+    with locked(out):
+        # A folder that cannot be written is to be missed before a judge is asked, which may cost money.
+        pass
     readers = Readers(judges)
     readers.keep_embeddings(out / "ledger" / "embeddings")
     names = [judge_name(judge) for judge in judges]
