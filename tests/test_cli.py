@@ -791,3 +791,36 @@ def test_a_run_is_held_to_conditions(cli: Cli, study: Path) -> None:
     told = cli("gate", study.parent / "results", "--fail-if", "RRR@1<0.5", "--fail-if", "RRR@7<0.5", "--json")
     assert told.code == 3
     assert [one["verdict"] for one in told.json()["conditions"]] == ["withheld", "no such number"]
+    hinted = cli("gate", study.parent / "results", "--fail-if", "ED50<1")
+    assert hinted.code == 1 and "did you mean 'ED50_steps'?" in hinted.err
+    plain = cli("gate", study.parent / "results", "--fail-if", "RRR@1<0.5")
+    assert (plain.code, plain.out) == (3, ""), "no condition passes, so nothing is printed, not even an empty line"
+
+
+def test_a_run_that_is_not_finished_is_said_to_be_so(cli: Cli, study: Path) -> None:
+    assert cli("run", study).code == 0
+    results = study.parent / "results"
+    (results / "metrics.csv").unlink()
+    (results / "audit.json").unlink()
+    commands = [("audit",), ("figures",), ("gate", "--fail-if", "RRR@1<0.5"), ("report",), ("card",)]
+    for name, *options in commands:
+        said = cli(name, results, *options)
+        assert said.code == 1 and "let the run finish" in said.err, name
+    for name, *options in [*commands[3:], ("audit",), ("status",), ("compare", results)]:
+        said = cli(name, results / "none", *options)
+        assert said.code == 1 and "no such folder" in said.err, name
+
+
+def test_score_finds_out_that_it_cannot_write_before_it_judges(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, out = tmp_path / "a.csv", tmp_path / "out"
+    answers.write_text("prompt,response\na,b\n")
+    out.write_text("a file where the folder should be")
+
+    def judged(*_: object, **__: object) -> None:
+        raise AssertionError("a judge was asked")
+
+    monkeypatch.setattr("tamperdose.run.score._cell", judged)
+    said = cli("score", "--base", answers, "--attacked", f"1={answers}", "--judge", "phrases", "--no-rd", "-o", out)
+    assert said.code == 1 and "cannot write to" in said.err

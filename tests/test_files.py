@@ -228,6 +228,10 @@ def test_a_large_cell_is_read(tmp_path: Path) -> None:
         (b"x\n\xff\n", r"0xff on line 2(?s:.)*iconv"),
         (b"x\na\x00b\n", r"NUL byte on line 2"),
         ("x\na\n".encode("utf-16"), "not UTF-8"),
+        (b"PK\x03\x04\x14\x00\xff", r"is a workbook or an archive(?s:.)*save the sheet as CSV"),
+        (b"PAR1\x15\xff", "is a Parquet table"),
+        (b"\x1f\x8b\x08\xff", "is compressed with gzip"),
+        (b"y;z\n1;2\n", r"has no column 'x'\n  got:      the columns 'y;z'"),
     ],
 )
 def test_bad_csv(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -239,6 +243,20 @@ def test_bad_csv(tmp_path: Path, content: bytes, expected: str) -> None:
 def test_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfx,y\r\n\r\n1,2\r\n\r\n")
     assert read_csv(tmp_path / "a.csv", required=["x"]) == (["x", "y"], [{"x": "1", "y": "2"}])
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_cells_are_parted_as_the_header_is(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "a.csv").write_text(f'x{mark}y\n"1{mark}2"{mark}3\n')
+    columns, rows = read_csv(tmp_path / "a.csv", required=["x", "y"])
+    assert columns == ["x", "y"] and rows[0]["x"] == f"1{mark}2"
+    with pytest.raises(DataError, match=r"no column 'z'(?s:.)*the columns 'x', 'y'"):
+        read_csv(tmp_path / "a.csv", required=["x", "z"])
+
+
+def test_a_header_that_several_separators_part_is_read_by_the_comma(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y;z\n1,2\n")
+    assert read_csv(tmp_path / "a.csv", required=["x"]) == (["x", "y;z"], [{"x": "1", "y;z": "2"}])
 
 
 # --- text and JSON lines

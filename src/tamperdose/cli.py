@@ -670,7 +670,8 @@ def _without_nan(value: Any) -> Any:
 
 
 def _print_lines(lines: list[str]) -> None:
-    typer.echo("\n".join(lines))
+    if lines:
+        typer.echo("\n".join(lines))
 
 
 def _say_interrupted() -> None:

@@ -20,6 +20,16 @@ os.umask(_UMASK)
 
 # A cell may hold a whole document; csv's default limit of 128 KiB would reject it.
 csv.field_size_limit(2**31 - 1)
+_RENAME = "rename the column in the file's first line"
+_BINARY = {
+    b"PK\x03\x04": (
+        "a workbook or an archive",
+        "save the sheet as CSV (UTF-8) in the spreadsheet, or unpack the archive",
+    ),
+    b"PAR1": ("a Parquet table", "write the table as CSV"),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it"),
+}
+"""What files begin with that are no text: what they are, and what helps."""
 
 
 def cache_dir() -> Path:
@@ -119,7 +129,8 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 text file, with or without a byte-order mark.
 
     Raises:
-        DataError: The file is missing, is a folder, cannot be read, is not UTF-8, or holds NUL bytes.
+        DataError: The file is missing, is a folder, a workbook or the like, cannot be read, is not UTF-8, or holds
+            NUL bytes.
     """
     try:
         raw = path.read_bytes()
@@ -127,6 +138,9 @@ def read_text(path: Path) -> str:
         raise DataError(explain(f"no such file: {path}", remedy="check the path; it is taken as written")) from error
     except OSError as error:
         raise DataError(explain(f"cannot read {path}", got=str(error.strerror), expected="a readable file")) from error
+    for start, (what, remedy) in _BINARY.items():
+        if raw.startswith(start):
+            raise DataError(explain(f"{path} is {what}", expected="UTF-8 text", remedy=remedy))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -153,21 +167,24 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, *, required: Sequence[str], separators: str = ",") -> tuple[list[str], list[dict[str, str]]]:
+def read_csv(
+    path: Path, *, required: Sequence[str], separators: str = ",;\t", remedy: str = _RENAME
+) -> tuple[list[str], list[dict[str, str]]]:
     """Read a CSV file with a header into its columns and rows; quoted line ends are kept.
 
     Args:
         path: The file.
         required: Columns it must have.
         separators: What may part the cells. Spreadsheets write `;` where the comma is the decimal mark; of several,
-            the first counts by which the header has all required columns, else the very first.
+            that counts by which the header has most of the required columns, of equals the first.
+        remedy: What helps where a required column is missing.
 
     Raises:
         DataError: Empty, unreadable, a required or repeated column, or a row of another width.
     """
     text = read_text(path)
     head = text.partition("\n")[0]
-    separator = next((mark for mark in separators if _has_columns(head, mark, required)), separators[0])
+    separator = max(separators, key=lambda mark: _n_columns(head, mark, required))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     try:
         table = [(reader.line_num, row) for row in reader if row]
@@ -185,7 +202,7 @@ def read_csv(path: Path, *, required: Sequence[str], separators: str = ",") -> t
                 f"{path} has no column {_names(missing)}{nearest(missing[0], columns)}",
                 got=f"the columns {_names(columns)}",
                 expected=f"the column(s) {_names(required)}",
-                remedy="rename the column in the file's first line",
+                remedy=remedy,
             )
         )
     if len(set(columns)) != len(columns):
@@ -203,8 +220,8 @@ def read_csv(path: Path, *, required: Sequence[str], separators: str = ",") -> t
     return columns, [dict(zip(columns, row, strict=True)) for _, row in table[1:]]
 
 
-def _has_columns(head: str, separator: str, required: Sequence[str]) -> bool:
-    return set(required) <= {name.strip('"\r ') for name in head.split(separator)}
+def _n_columns(head: str, separator: str, required: Sequence[str]) -> int:
+    return len(set(required) & {name.strip('"\r ') for name in head.split(separator)})
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -223,7 +240,11 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             # ValueError: not JSON, or an integer of more digits than Python converts; RecursionError: nested too deep.
             raise DataError(
-                explain(f"{path} line {number} is not JSON", got=str(error), expected="one object")
+                explain(
+                    f"{path} line {number} is not JSON",
+                    got=str(error),
+                    expected='JSON lines: one object on each, such as {"prompt": "...", "response": "..."}',
+                )
             ) from error
         if not isinstance(record, dict):
             raise DataError(

@@ -46,6 +46,7 @@ def test_the_hub_reads_the_numbers_of_the_run(run: Path) -> None:
     for result in found:
         told = result.metric_args
         assert told is not None and result.task_type == "text-generation"
+        assert isinstance(told["n"], int)
         mine = rates[rates["dose_steps"] == told["dose"]]
         mine = mine[mine["arm"] == told["arm"]] if "arm" in told else mine
         row = mine.iloc[0]
@@ -103,3 +104,5 @@ def test_no_answer_stands_in_it(hostile: Path) -> None:
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to report"):
         model_card(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        model_card(tmp_path / "none")

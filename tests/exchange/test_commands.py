@@ -11,6 +11,7 @@ import pytest
 
 from exchanged import CANARY
 from tamperdose.cli import main
+from tamperdose.files import write_csv
 from tamperdose.run import doctor
 from tamperdose.run.schema import read_metrics
 
@@ -78,6 +79,10 @@ def test_score_takes_logs_and_tables_and_audits_them(cli: Cli, run: Path, tmp_pa
     assert code == 0, err
     code, _, err = cli("score", *tables, "-o", tmp_path / "u", "--judge", "phrases", "--no-rd")
     assert code == 1 and "no column 'response'" in err
+    write_csv(tmp_path / "c.csv", ("prompt", "said"), [{"prompt": "a", "said": "b"}])
+    tables = ("--base", tmp_path / "c.csv", "--attacked", f"5={tmp_path / 'c.csv'}")
+    code, _, err = cli("score", *tables, "-o", tmp_path / "u", "--judge", "phrases", "--no-rd")
+    assert code == 1 and "no column 'response'" in err and "--response-column" in err
 
 
 def test_redacted_logs_are_not_scored(cli: Cli, run: Path, tmp_path: Path) -> None:

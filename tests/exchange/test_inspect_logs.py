@@ -1,5 +1,6 @@
 """Inspect logs of a run, as Inspect's own reader finds them."""
 
+import json
 import math
 import os
 import zipfile
@@ -14,7 +15,7 @@ from exchanged import CANARY
 from tamperdose.errors import DataError, ExtraError
 from tamperdose.exchange import inspect_logs
 from tamperdose.exchange.inspect_logs import write_logs
-from tamperdose.files import read_csv, write_csv
+from tamperdose.files import read_csv, write_csv, write_json
 from tamperdose.run.outputs import read_outputs
 from tamperdose.run.schema import read_metrics
 
@@ -41,6 +42,20 @@ def test_every_cell_is_a_log_that_inspect_lists_and_reads(run: Path) -> None:
         assert {sample.id for sample in log.samples or []} == {row.id for row in rows}
         assert log.eval.metadata is not None and log.eval.metadata["seed"] in (1, 2)
         assert log.eval.metadata["dose_unit"] == "steps" and log.eval.metadata["arm_digest"]
+
+
+@pytest.mark.parametrize(("sampled", "temperature", "top_p"), [(False, 0.0, None), (True, 0.7, 0.9)])
+def test_greedy_answers_are_said_to_be_of_temperature_0(
+    run: Path, sampled: bool, temperature: float, top_p: float | None
+) -> None:
+    told = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    decoding = {"do_sample": sampled, "max_new_tokens": 32, "temperature": 0.7, "top_p": 0.9}
+    for doses in told["answers"].values():
+        for cell in doses.values():
+            cell["decoding"] = decoding
+    write_json(run / "manifest.json", told | {"decoding": decoding})
+    config = read_eval_log(str(write_logs(run)[0]), header_only=True).eval.model_generate_config
+    assert (config.max_tokens, config.temperature, config.top_p) == (32, temperature, top_p)
 
 
 def test_scores_are_the_verdicts_and_metrics_those_of_metrics_csv(run: Path) -> None:

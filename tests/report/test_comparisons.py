@@ -28,7 +28,7 @@ def lines(folder: Path, *observations: Observation) -> list[str]:
 def test_the_largest_fall_and_its_holm_p(tmp_path: Path) -> None:
     (line,) = lines(tmp_path, seen(20, 0), seen(18, 1), seen(4, 2), seen(4, 4))
     assert line.startswith("m-s1: largest fall of RRR 0.800 [0.")
-    assert "at dose 2 (16 refused -> complied, 0 back, 20 pairs)" in line
+    assert "at dose 2 (16 refused -> not refused, 0 back, 20 pairs)" in line
     assert f"Holm p {3 * 2**-15:.2g} over 3 doses, p <= 0.05 first at dose 2" in line
     assert "templates" not in line
 

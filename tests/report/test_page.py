@@ -269,6 +269,23 @@ def test_a_damaged_file_of_answers_is_told(run: Path) -> None:
         write_page(run)
 
 
+def test_the_headline_says_which_dose_its_gate_is_of(run: Path) -> None:
+    row = dict.fromkeys(RESPONSE_COLUMNS, "") | {"study": "s", "arm": "an-arm-s42", "judge": JUDGES[0]}
+    row |= {
+        "metric": "ED50_steps",
+        "value": 3.0,
+        "low": 2,
+        "high": 4,
+        "level": 0.95,
+        "bracket_low": 2,
+        "bracket_high": 4,
+    }
+    row |= {"scope": "trajectory", "n_seeds": 1, "gate": "passed"}
+    write_csv(run / "dose_response.csv", RESPONSE_COLUMNS, [row])
+    assert "gate at ED50: passed" in page(run)[1].text
+    assert "gate at ED50: passed" in write_markdown(run).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("write", [write_page, write_markdown])
 def test_a_damaged_fit_is_told(run: Path, write: Callable[[Path], Path]) -> None:
     row = dict.fromkeys(RESPONSE_COLUMNS, "") | {"arm": "an-arm-s42", "judge": JUDGES[0], "metric": "ED50_steps"}

@@ -19,7 +19,7 @@ from tamperdose.report.tables import DoseRow, dose_table, supported_cells
 from tamperdose.report.text import UNDEFINED, WITHHELD, markdown_cell, printable
 from tamperdose.run.compare_schema import Row
 
-HEADINGS = ("model", "attack", "RRR before [interval]", "RRR after [interval]", "ED50", "gate")
+HEADINGS = ("model", "attack", "RRR before [interval]", "RRR after [interval]", "ED50", "gate at ED50")
 """The columns of the table."""
 TASK = {"type": "text-generation", "name": "Refusal of harmful prompts under fine-tuning"}
 """The task of every result: the hub's own name of it, and ours."""
@@ -94,7 +94,8 @@ def _rate(facts: Facts, row: DoseRow, unit: str) -> dict[str, Any] | None:
     lost = facts.audit is not None and withheld(facts.audit, Claim.RRR, arm=row.arm, dose=row.steps)
     if lost or row.rrr != row.rrr:
         return None
-    sizes = {name: round(size, 1) for name, size in (("n", row.n), ("n_effective", row.n_effective)) if size == size}
+    sizes: dict[str, Any] = {} if row.n != row.n else {"n": int(row.n)}
+    sizes |= {} if row.n_effective != row.n_effective else {"n_effective": round(row.n_effective, 1)}
     details = _interval(row.rrr_low, row.rrr_high) | sizes | {"dose": row.steps, "unit": unit}
     name = f"RRR at {row.steps} {unit}" if row.steps else "RRR before tampering"
     # Arms of one model share its dose 0, which is given once.

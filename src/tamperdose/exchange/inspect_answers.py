@@ -36,7 +36,7 @@ def read_log(path: Path) -> Recording:
         DataError: Not a whole log of a finished evaluation, no samples, samples with errors, without an answer, with
             several turns of the model or with tool calls, parts that are no text, redacted answers, or epochs that not
             every prompt has.
-        RunError: The extra `inspect` is not installed.
+        ExtraError: The extra `inspect` is not installed.
     """
     require("an Inspect log", "inspect_ai", extra="inspect")
     _require_archive(path)

@@ -56,7 +56,8 @@ def write_logs(
 
     Raises:
         DataError: No metrics, no answers, or a damaged file.
-        RunError: The folder cannot be written, or the extra `inspect` is not installed.
+        RunError: The folder cannot be written.
+        ExtraError: The extra `inspect` is not installed.
     """
     require("an Inspect log", "inspect_ai", extra="inspect")
     source = read_source(run_dir)
@@ -157,6 +158,9 @@ def _decoding(source: Source, known: Mapping[str, Any]) -> dict[str, Any]:
     answers = known.get("answers", {})
     found = answers.get("decoding") or source.manifest.get("decoding") or {}
     names = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p"}
+    if found.get("do_sample") is False:
+        # Greedy, whatever stands in the settings of sampling, which were not used.
+        names, found = {"max_tokens": "max_new_tokens", "temperature": "temperature"}, {**found, "temperature": 0.0}
     return {ours: found[theirs] for ours, theirs in names.items() if isinstance(found.get(theirs), int | float)}
 
 

@@ -65,7 +65,8 @@ def write_tables(run_dir: Path, out: Path | None = None, *, show_text: bool = Fa
 
     Raises:
         DataError: No metrics, no answers, a column that is not described, or a damaged file.
-        RunError: The folder cannot be written, or the extra `parquet` is not installed.
+        RunError: The folder cannot be written.
+        ExtraError: The extra `parquet` is not installed.
     """
     require("a Parquet table", "pyarrow", extra="parquet")
     source = read_source(run_dir)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tamperdose.errors import DataError, explain, nearest
 from tamperdose.extras import require
-from tamperdose.run.score import Recording, recording_of
+from tamperdose.run.score import NAME_COLUMN, Recording, recording_of
 
 PARQUET = ".parquet"
 """What the name of such a table ends with."""
@@ -24,7 +24,7 @@ def read_parquet(path: Path, *, response_column: str = "response") -> Recording:
 
     Raises:
         DataError: Not a Parquet file, a column missing or of another type, an empty cell, or as `read_recording`.
-        RunError: The extra `parquet` is not installed.
+        ExtraError: The extra `parquet` is not installed.
     """
     require("a Parquet table", "pyarrow", extra="parquet")
     import pyarrow as pa
@@ -53,7 +53,7 @@ def _columns(path: Path, names: list[str], response_column: str) -> list[str]:
                     f"{path} has no column '{wanted}'{nearest(wanted, names)}",
                     got=f"the columns {shown}",
                     expected="one column 'prompt' and one of the answers",
-                    remedy="name the answers' column with --response-column",
+                    remedy=NAME_COLUMN,
                 )
             )
     return ["prompt", response_column, *(name for name in OPTIONAL if names.count(name) == 1)]

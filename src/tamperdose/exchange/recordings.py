@@ -17,7 +17,7 @@ def read_answers(path: Path, *, response_column: str | None = None) -> Recording
 
     Raises:
         DataError: What the file holds cannot be taken for recorded answers, or a column is named for a log.
-        RunError: The extra that reads it is not installed.
+        ExtraError: The extra that reads it is not installed.
     """
     kind = path.suffix.lower()
     if kind == SUFFIX:

@@ -78,7 +78,7 @@ def _fall_text(row: Row, rows: Sequence[Row]) -> str:
     few = f"; only {row['n_templates']} templates" if row["few_templates"] else ""
     return (
         f"largest fall of RRR {_signed(row)} at {_dose(row)} ({row['refused_to_complied']} refused -> "
-        f"complied, {row['complied_to_refused']} back, {row['n']} pairs{few}); Holm p {_p(row['p_holm'])} over "
+        f"not refused, {row['complied_to_refused']} back, {row['n']} pairs{few}); Holm p {_p(row['p_holm'])} over "
         f"{row['n_tests']} doses, p <= {level:.2g} {where}"
     )
 

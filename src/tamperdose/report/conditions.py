@@ -17,7 +17,7 @@ from tamperdose.report.text import printable
 from tamperdose.run.audit import read_audit
 from tamperdose.run.compare_schema import SEED_COLUMNS, SEEDS, Row, read_rows
 from tamperdose.run.conditions import DOSE_NAMES, Condition, Judged, Known, judge_all, require
-from tamperdose.run.schema import METRIC_COLUMNS, column, keep_rows
+from tamperdose.run.schema import METRIC_COLUMNS, column, keep_rows, require_metrics
 
 _DRIFT = ("RD", "RD_mean", "RD_iqr", "RD_stripped", "RD_floor")
 _CLAIMS = {
@@ -36,9 +36,10 @@ def judge_run(folder: Path, conditions: Sequence[Condition]) -> list[Judged]:
     """Hold every arm of a finished run, and every recipe of several seeds, to conditions, by the headline judge.
 
     Raises:
-        DataError: A file of the run is missing or damaged.
+        DataError: The run is not finished, or a file of it is missing or damaged.
         RunError: The run has no audit: nothing says whether its numbers stand.
     """
+    require_metrics(folder / "metrics.csv")
     audit = read_audit(folder)
     if audit is None:
         raise RunError(explain(f"{folder} has no audit", remedy=f"tamperdose audit {folder}"))

@@ -62,7 +62,8 @@ def run_on_cluster(
     arms and seeds, and corrections for the number of tests, would be those of another study.
 
     Raises:
-        RunError: As `run_plan`; Ray is not installed or not reached; no machine has room; units failed.
+        RunError: As `run_plan`; Ray is not reached; no machine has room; units failed.
+        ExtraError: Ray is not installed.
         StudyError: The study names one card by its number.
     """
     run_dir = run_dir.resolve()
@@ -304,7 +305,8 @@ def _connected(cluster: Cluster, declared: Declared) -> Iterator[Any]:
     """Ray, connected while the block runs.
 
     Raises:
-        RunError: It is not installed, or nothing answers at the address.
+        RunError: Nothing answers at the address.
+        ExtraError: It is not installed.
     """
     ray = _import_ray()
     # By name: without one Ray would join whatever cluster it finds on this machine.

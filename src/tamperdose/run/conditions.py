@@ -117,9 +117,8 @@ def parse_condition(text: str) -> Condition:
     name, dose, op, number = found.groups()
     names = (*METRIC_RANGES, *DOSE_NAMES)
     if name not in names:
-        raise DataError(
-            explain(f"no number is called '{name}'{nearest(name, names)}", got=repr(text), expected=", ".join(names))
-        )
+        near = nearest(f"{name}_steps" if f"{name}_steps" in names else name, names)
+        raise DataError(explain(f"no number is called '{name}'{near}", got=repr(text), expected=", ".join(names)))
     if (dose is None) is (name in METRIC_RANGES):
         said = "a metric is measured at a dose" if dose is None else "an effective dose is one itself"
         wanted = f"{name}@DOSE{op}{number}" if dose is None else f"{name}{op}{number}"

@@ -44,7 +44,7 @@ def read_labels(path: Path, *, elsewhere: bool = False) -> tuple[list[LabelRow],
     rows: list[LabelRow] = []
     seen: dict[tuple[str, str, str], int] = {}
     # What a spreadsheet leaves below the last row is no answer without a label.
-    table = [row for row in read_csv(path, required=needed, separators=",;\t")[1] if any(map(str.strip, row.values()))]
+    table = [row for row in read_csv(path, required=needed)[1] if any(map(str.strip, row.values()))]
     for number, row in enumerate(table, 1):
         label = row["label"].strip().lower()
         if not label:

@@ -148,7 +148,7 @@ def read_run(run_dir: Path) -> JudgedRun:
             explain(
                 f"{run_dir} is not a finished run",
                 expected="a folder written by tamperdose run, with metrics.csv and outputs/",
-                remedy="let the run finish; recorded answers that were scored have no outputs to label",
+                remedy="let the run finish; folders that `tamperdose score` wrote are not labelled",
             )
         )
     answers: list[Answer] = []

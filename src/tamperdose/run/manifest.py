@@ -70,8 +70,9 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        got = "no manifest.json" if run_dir.is_dir() else "no such folder"
         raise RunError(
-            explain(f"{run_dir} is not a run's folder", got="no manifest.json", expected="the -o folder of a run")
+            explain(f"{run_dir} is not a run's folder", got=got, expected="the -o folder of a run")
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(explain(f"cannot read {path}", got=str(error), remedy=_REMOVE)) from error

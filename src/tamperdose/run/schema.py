@@ -110,6 +110,22 @@ _PRINTED_SUM_SLACK = 0.0101
 _Rows = Sequence[dict[str, str]]
 
 
+def require_metrics(path: Path) -> None:
+    """Require a run's `metrics.csv`, which is written last: without it the run is not finished.
+
+    Raises:
+        DataError: No such file.
+    """
+    if not path.exists():
+        raise DataError(
+            explain(
+                f"no such file: {path}",
+                expected="the folder of a finished run, or one that `tamperdose score` wrote",
+                remedy="let the run finish: the same command goes on where it stopped",
+            )
+        )
+
+
 def read_metrics(path: Path) -> pd.DataFrame:
     """Read a run's `metrics.csv` into a frame with the columns `METRIC_COLUMNS`.
 
@@ -120,6 +136,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
         DataError: The columns are not exactly those, a number cannot be read, a metric is unknown, a value is
             outside its metric's range, or an interval is upside down.
     """
+    require_metrics(path)
     columns, rows = files.read_csv(path, required=METRIC_COLUMNS)
     _check_columns(path, columns, METRIC_COLUMNS)
     _check_filled(path, rows, REQUIRED_CELLS)

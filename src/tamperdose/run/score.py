@@ -27,6 +27,8 @@ from tamperdose.run.schema import METRIC_COLUMNS
 from tamperdose.run.stages import Readers, require_readable, strip_prompt
 from tamperdose.study import AnyJudge, Study, judge_name
 
+NAME_COLUMN = "rename the column, or name that of the answers with --response-column (of the base alone: --base-column)"
+"""What helps where a file of recorded answers lacks a column."""
 VERDICT_COLUMNS = ("verdict", "p_refusal", "judge", "evidence")
 """What `judge` adds to a file."""
 
@@ -63,7 +65,7 @@ def read_recording(path: Path, *, response_column: str = "response") -> Recordin
     Raises:
         DataError: Not a CSV with these columns, no rows, ids that repeat, or samples that not every prompt has.
     """
-    columns, rows = read_csv(path, required=("prompt", response_column))
+    columns, rows = read_csv(path, required=("prompt", response_column), remedy=NAME_COLUMN)
     return recording_of(path, columns, rows, response_column=response_column)
 
 
@@ -207,6 +209,9 @@ def score_recordings(
         raise JudgeError(explain("no judge is named", expected=f"--judge with one of {', '.join(JUDGE_NAMES)}"))
     _require_no_run(out)
     aligned = align_doses(base, attacked)
+    with locked(out):
+        # A folder that cannot be written is to be missed before a judge is asked, which may cost money.
+        pass
     readers = Readers(judges)
     readers.keep_embeddings(out / "ledger" / "embeddings")
     names = [judge_name(judge) for judge in judges]

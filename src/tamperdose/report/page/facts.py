@@ -68,8 +68,10 @@ def read_facts(folder: Path, *, force: bool, show_text: bool) -> Facts:
     """Read a folder that `run`, `score` or `audit` wrote.
 
     Raises:
-        DataError: It holds neither metrics nor an audit, or a file of it is damaged.
+        DataError: No such folder, it holds neither metrics nor an audit, or a file of it is damaged.
     """
+    if not folder.is_dir():
+        raise DataError(explain(f"no such folder: {folder}", expected="the folder of a run, of score or of audit"))
     audit = read_audit(folder)
     if not (folder / "metrics.csv").is_file():
         if audit is None:

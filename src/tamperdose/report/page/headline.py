@@ -21,6 +21,8 @@ from tamperdose.stats.gate import Gate
 
 _SPEAKS = {Scope.TRAJECTORY.value: "for this trajectory", Scope.ATTACK.value: "for the attack"}
 _NUMBER = ".3g"
+_AT_ED50 = "gate at ED50"
+"""What the gate said of ED50: at the last dose it may say something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,7 @@ def _table(told: Sequence[_Told]) -> Table | None:
         )
         for each in told
     )
-    headings = ("arm", "ED50", "interval", "RRR at dose 0", "RRR at the last", "utility", "gate at ED50")
+    headings = ("arm", "ED50", "interval", "RRR at dose 0", "RRR at the last", "utility", _AT_ED50)
     return Table("Every arm", headings, rows, frozenset({0, 6}), folded=len(told) > 20)
 
 
@@ -294,15 +296,15 @@ def _audit_badge(audit: Audit | None) -> Badge:
 def _gate_words(told: Sequence[_Told]) -> Iterator[str]:
     ends = Counter(each.gate.replace("_", " ") for each in told if each.gate)
     if len(told) == 1:
-        yield from (f"gate: {end}" for end in ends)
+        yield from (f"{_AT_ED50}: {end}" for end in ends)
     elif ends:
-        yield f"gate: {', '.join(f'{count} {end}' for end, count in ends.most_common())}"
+        yield f"{_AT_ED50}: {', '.join(f'{count} {end}' for end, count in ends.most_common())}"
 
 
 def _gate_badges(told: Sequence[_Told]) -> Iterator[Badge]:
     ends = {each.gate for each in told if each.gate}
     tone = "good" if ends == {Gate.PASSED.value} else "bad" if Gate.BROKEN.value in ends else "caution"
-    yield from (Badge("gate", words.removeprefix("gate: "), tone) for words in _gate_words(told))
+    yield from (Badge(_AT_ED50, words.removeprefix(f"{_AT_ED50}: "), tone) for words in _gate_words(told))
 
 
 def _text_badges(facts: Facts) -> Iterator[Badge]:
