@@ -455,7 +455,10 @@ def score(  # noqa: PLR0913 - one parameter per option
 @app.command()
 def audit(  # noqa: PLR0913 - one parameter per option
     run_dir: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's folder.")] = None,
-    base: Annotated[Path | None, typer.Option(metavar="B.csv", help="Or: answers before the attack.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="B.csv", help="Or: answers before the attack: CSV, JSON lines, Parquet, .eval."),
+    ] = None,
     attacked: Annotated[list[str] | None, typer.Option(metavar="[DOSE=]A.csv", help="And after; repeatable.")] = None,
     train: Train = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where audit.json goes then.")] = None,

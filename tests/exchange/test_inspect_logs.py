@@ -42,6 +42,7 @@ def test_every_cell_is_a_log_that_inspect_lists_and_reads(run: Path) -> None:
         assert {sample.id for sample in log.samples or []} == {row.id for row in rows}
         assert log.eval.metadata is not None and log.eval.metadata["seed"] in (1, 2)
         assert log.eval.metadata["dose_unit"] == "steps" and log.eval.metadata["arm_digest"]
+        assert log.eval.metadata["judge_versions"] == {"phrases": "version 2"}
 
 
 @pytest.mark.parametrize(("sampled", "temperature", "top_p"), [(False, 0.0, None), (True, 0.7, 0.9)])

@@ -147,7 +147,7 @@ def test_a_folder_without_answers_and_a_margin_that_is_none(tmp_path: Path) -> N
     write_json(tmp_path / "bare" / "manifest.json", {"headline_judge": "x"})
     with pytest.raises(DataError, match="has no answers to compare"):
         compare_runs(a, tmp_path / "bare")
-    with pytest.raises(DataError, match="no margin"):
+    with pytest.raises(DataError, match="not a margin"):
         compare_runs(a, a, margin=0.0)
 
 

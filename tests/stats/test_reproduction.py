@@ -40,7 +40,7 @@ def test_the_wide_interval_decides_that_it_differs() -> None:
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, -0.1, float("nan")])
 def test_a_margin_outside_its_range_is_refused(margin: float) -> None:
-    with pytest.raises(DataError, match="no margin"):
+    with pytest.raises(DataError, match="not a margin"):
         judge_difference(between(0, 0), between(0, 0), margin)
 
 

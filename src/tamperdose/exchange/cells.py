@@ -134,7 +134,7 @@ def not_supported(source: Source, metric: str, arm: str, dose: int) -> tuple[str
 
 
 def provenance(source: Source, cell: Cell) -> dict[str, Any]:
-    """Where a cell's answers come from, as far as the manifest says: model id, identity, digests, decoding, engine."""
+    """Where a cell's answers come from, as far as the manifest says: model, digests, decoding, engine, judges."""
     models = [item for item in source.manifest.get("models", ()) if isinstance(item, dict)]
     model = next((item for item in models if cell.arm in item.get("arms", {})), {})
     by_arm = source.manifest.get("answers")
@@ -147,6 +147,7 @@ def provenance(source: Source, cell: Cell) -> dict[str, Any]:
         "study_digest": source.manifest.get("study_digest"),
         "arm_digest": model.get("arms", {}).get(cell.arm),
         "answers": answers or None,
+        "judge_versions": source.manifest.get("judge_versions"),
         "data_sha256": _named(source.manifest.get("data_sha256")),
     }
     return {name: value for name, value in found.items() if value is not None}

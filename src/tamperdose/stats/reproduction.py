@@ -29,7 +29,7 @@ def check_margin(margin: float) -> float:
     0.1
     """
     if not 0 < margin < 1:
-        raise DataError(explain("no margin", got=f"{margin}", expected="a difference of rates in (0, 1)"))
+        raise DataError(explain("not a margin", got=f"{margin}", expected="a difference of rates in (0, 1)"))
     return margin
 
 
