@@ -33,6 +33,8 @@ class Fake:
     asked: list[tuple[list[list[int]], list[Any]]] = field(default_factory=list)
     """Rows and parameters of every call."""
     ignores_adapters: bool = False
+    forgets_adapters: bool = False
+    """Adapters act on what is read, and are left off from an answer's second token on."""
     noise: float = 0.0
     """Added to log-probabilities, in turn up and down."""
     shift: int = 0
@@ -54,6 +56,7 @@ class SamplingParams:
     stop_token_ids: list[int] | None = None
     max_tokens: int = 16
     prompt_logprobs: int | None = None
+    logprobs: int | None = None
     detokenize: bool = True
 
 
@@ -145,20 +148,30 @@ class LLM:
     def _answer(self, model: Any, rows: list[list[int]], params: list[SamplingParams]) -> list[Any]:
         rngs = [None if each.seed is None else torch.Generator().manual_seed(each.seed) for each in params]
         tokens: list[list[int]] = [[] for _ in rows]
+        said: list[list[Any]] = [[] for _ in rows]
         left = list(range(len(rows)))
         while left:
-            logits = _logits(model, [[*rows[k], *tokens[k]] for k in left])
+            forgets = self.fake.forgets_adapters and tokens[left[0]]
+            logits = _logits(self.model if forgets else model, [[*rows[k], *tokens[k]] for k in left])
             for k, row in zip(left, logits, strict=True):
                 tokens[k].append(_next(row[len(rows[k]) + len(tokens[k]) - 1], params[k], rngs[k]))
                 if self.fake.shift and k % self.fake.shift == 0:
                     tokens[k][-1] = (tokens[k][-1] + 1) % row.shape[1]
+                scores = row[len(rows[k]) + len(tokens[k]) - 2].log_softmax(-1)
+                said[k].append({tokens[k][-1]: SimpleNamespace(logprob=float(scores[tokens[k][-1]]), rank=None)})
             left = [k for k in left if not self._ended(tokens[k], params[k]) and len(tokens[k]) < params[k].max_tokens]
         scored = _logits(model, rows) if params[0].prompt_logprobs is not None else None
         return [
             SimpleNamespace(
                 prompt_token_ids=list(row),
                 prompt_logprobs=None if scored is None else self._scored(scored[k], row),
-                outputs=[SimpleNamespace(token_ids=tokens[k], finish_reason=self._reason(tokens[k], params[k]))],
+                outputs=[
+                    SimpleNamespace(
+                        token_ids=tokens[k],
+                        logprobs=None if params[k].logprobs is None else said[k],
+                        finish_reason=self._reason(tokens[k], params[k]),
+                    )
+                ],
                 finished=True,
             )
             for k, row in enumerate(rows)

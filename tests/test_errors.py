@@ -5,6 +5,7 @@ import pytest
 from tamperdose import errors
 from tamperdose.errors import (
     DataError,
+    ExtraError,
     GateError,
     JudgeError,
     ModelError,
@@ -15,7 +16,7 @@ from tamperdose.errors import (
     nearest,
 )
 
-KINDS = [StudyError, DataError, ModelError, JudgeError, RunError, GateError]
+KINDS = [StudyError, DataError, ModelError, JudgeError, RunError, ExtraError, GateError]
 
 
 @pytest.mark.parametrize("kind", KINDS)

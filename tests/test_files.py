@@ -120,8 +120,19 @@ def test_names_that_are_not_utf8_come_back(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["name"] == name
 
 
-def test_files_can_be_read_by_others(tmp_path: Path) -> None:
-    assert stat.S_IMODE(write_text(tmp_path / "a.txt", "x").stat().st_mode) == 0o644
+def test_files_can_be_read_by_others_but_those_that_could_not(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.txt", "x")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    path.chmod(0o600)
+    write_text(path, "y")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("y", 0o600)
+    # Not those of what a link leads to: its own are no permissions at all.
+    (tmp_path / "link").symlink_to(path)
+    assert stat.S_IMODE(write_text(tmp_path / "link", "z").stat().st_mode) == 0o644
+
+
+def test_json_from_elsewhere_has_a_digest() -> None:
+    assert digest(["\ud800"]) != digest(["\udc00"])
 
 
 @pytest.mark.parametrize(

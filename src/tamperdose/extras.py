@@ -19,9 +19,16 @@ def require(what: str, *packages: str, extra: str, instead: str = "") -> None:
 
     >>> require("a table of numbers", "numpy", extra="none")
     """
-    missing = [package.replace("_", "-") for package in packages if importlib.util.find_spec(package) is None]
+    missing = [package.replace("_", "-") for package in packages if not _is_installed(package)]
     if missing:
         remedy = f"pip install 'tamperdose[{extra}]'" + (f", or {instead}" if instead else "")
         raise ExtraError(
             explain(f"{what} needs the extra '{extra}'", got=f"no {' and no '.join(missing)}", remedy=remedy)
         )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it is there; a mere folder of its name, which Python would import as an empty package, is not it."""
+    spec = importlib.util.find_spec(package)
+    is_folder = getattr(spec, "origin", None) is None and getattr(spec, "submodule_search_locations", None) is not None
+    return spec is not None and not is_folder

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,8 @@ def digest(value: Any) -> str:
     >>> digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})
     True
     """
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    # JSON from elsewhere may hold lone surrogates, which have no UTF-8.
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def sha256_file(path: Path) -> str:
@@ -67,7 +69,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
 
     A reader, or a run that is killed, sees the old file or the whole new one. The data reach the disk
     before the name does. The temporary file is removed when writing fails. A link is replaced, not followed:
-    a folder from elsewhere may hold one to a file that is not its own.
+    a folder from elsewhere may hold one to a file that is not its own. A file that others could not read stays so.
 
     Raises:
         RunError: The disk is full, the folder cannot be written, or `path` is a device or a folder.
@@ -83,13 +85,22 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
             write(temporary)
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-            temporary.chmod(0o666 & ~_UMASK)
+            temporary.chmod(_mode(path))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(_disk_message(path, error)) from error
     return path
+
+
+def _mode(path: Path) -> int:
+    """The permissions of a file that is to be replaced, else those that a new one gets."""
+    try:
+        found = path.lstat().st_mode
+    except FileNotFoundError:
+        found = 0
+    return stat.S_IMODE(found) & 0o777 if stat.S_ISREG(found) else 0o666 & ~_UMASK
 
 
 def remove(path: Path) -> None:
@@ -102,6 +113,33 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(_disk_message(path, error)) from error
+
+
+def own_folder(path: Path) -> Path:
+    """A folder whose other files may be removed: where a link lies in its place, those are somebody else's.
+
+    Raises:
+        RunError: It is a link.
+    """
+    if path.is_symlink():
+        raise RunError(
+            explain(
+                f"{path} is a link",
+                got=f"a link to {path.readlink()}",
+                expected="a folder of the run's own: what does not belong in it is removed",
+                remedy="put a folder in the link's place, or write elsewhere with -o DIR",
+            )
+        )
+    return path
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name from elsewhere names something in a folder, and no path that leads out of it.
+
+    >>> [is_file_name(name) for name in ("m-lora-s1", "../m", "/tmp/m", "..", "")]
+    [True, False, False, False, False]
+    """
+    return name not in ("", ".", "..") and not any(mark in name for mark in ("/", os.sep, "\0"))
 
 
 def write_text(path: Path, text: str) -> Path:

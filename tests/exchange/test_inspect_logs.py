@@ -12,7 +12,7 @@ from inspect_ai.analysis import evals_df, samples_df
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 
 from exchanged import CANARY
-from tamperdose.errors import DataError, ExtraError
+from tamperdose.errors import DataError, ExtraError, RunError
 from tamperdose.exchange import inspect_logs
 from tamperdose.exchange.inspect_logs import write_logs
 from tamperdose.files import read_csv, write_csv, write_json
@@ -221,3 +221,33 @@ def test_undefined_numbers_are_left_out(run: Path) -> None:
         assert log.results is not None
         values: list[Any] = [metric.value for score in log.results.scores for metric in score.metrics.values()]
         assert values and all(math.isfinite(value) for value in values)
+
+
+@pytest.mark.parametrize("evil", ["../../elsewhere/", "/elsewhere/", "outputs/../"])
+def test_no_log_is_written_outside_its_folder(run: Path, tmp_path: Path, evil: str) -> None:
+    arm = sorted(path.name for path in (run / "outputs").iterdir())[0]
+    named = f"{tmp_path}{evil}{arm}" if evil.startswith("/") else f"{evil}{arm}"
+    metrics = run / "metrics.csv"
+    metrics.write_text(metrics.read_text(encoding="utf-8").replace(arm, named), encoding="utf-8")
+    with pytest.raises(DataError, match="has no answers of"):
+        write_logs(run, tmp_path / "deep" / "logs")
+    assert not list(tmp_path.rglob(f"{arm}_*.eval"))
+
+
+def test_a_link_in_the_place_of_the_logs_costs_nobody_a_file(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "a.eval").write_text("dear")
+    (run / "inspect").symlink_to(tmp_path / "theirs")
+    with pytest.raises(RunError, match="is a link"):
+        write_logs(run)
+    assert (tmp_path / "theirs" / "a.eval").read_text() == "dear"
+
+
+@pytest.mark.parametrize("told", [["x"], {"decoding": "x"}, {"decoding": {"top_p": {}, "max_new_tokens": 1e308}}])
+def test_a_manifest_of_another_shape_is_said(run: Path, told: Any) -> None:
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    arm = sorted(manifest["answers"])[0]
+    manifest["answers"][arm]["0"] = told
+    write_json(run / "manifest.json", manifest)
+    with pytest.raises(DataError, match="is damaged"):
+        write_logs(run)

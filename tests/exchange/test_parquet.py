@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from exchanged import CANARY
-from tamperdose.errors import DataError, ExtraError
+from tamperdose.errors import DataError, ExtraError, RunError
 from tamperdose.exchange import parquet, parquet_answers
 from tamperdose.exchange.parquet import write_tables
 from tamperdose.exchange.parquet_answers import read_parquet
@@ -83,6 +83,15 @@ def test_the_same_folder_gives_the_same_bytes_and_old_tables_go(run: Path, tmp_p
     first = {path.name: path.read_bytes() for path in write_tables(run)}
     assert {path.name for path in (run / "parquet").iterdir()} == set(first)
     assert first == {path.name: path.read_bytes() for path in write_tables(run, tmp_path / "again")}
+
+
+def test_a_link_in_the_place_of_the_tables_costs_nobody_a_file(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "a.parquet").write_text("dear")
+    (run / "parquet").symlink_to(tmp_path / "theirs")
+    with pytest.raises(RunError, match="is a link"):
+        write_tables(run)
+    assert (tmp_path / "theirs" / "a.parquet").read_text() == "dear"
 
 
 def test_damaged_files_and_a_missing_extra_are_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def test_other_columns_and_words_for_numbers_are_refused(tmp_path: Path) -> None
     with pytest.raises(DataError, match="no column"):
         read_rows(tmp_path / "comparisons.csv", SEED_COLUMNS)
     text = (tmp_path / "comparisons.csv").read_text()
-    for bad in ("nan", "many", "inf"):
+    for bad in ("nan", "many", "inf", "9" * 400):
         (tmp_path / "bad.csv").write_text(text.replace("mover_gain_loss,6", f"mover_gain_loss,{bad}"))
         with pytest.raises(DataError, match="n_templates"):
             read_rows(tmp_path / "bad.csv", COMPARISON_COLUMNS)

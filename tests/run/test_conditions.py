@@ -1,5 +1,7 @@
 """Conditions: their grammar, and what passes at the very edge of an interval."""
 
+import math
+
 import pytest
 
 from tamperdose.errors import DataError
@@ -73,6 +75,13 @@ def test_the_interval_decides_at_its_ends(op: str, low: float, high: float, verd
         ("ED50_steps<100", Known("a", 50, None, 60), "fails"),
         ("ED50_steps<100", Known("a", 150), "undecided"),
         ("ED50_steps<100", Known("a", None, censored="undefined"), "undefined"),
+        # What only a damaged table holds passes nothing.
+        ("RRR@5<0.5", Known("a", math.nan, math.nan, math.nan), "undecided"),
+        ("RRR@5<0.5", Known("a", 0.9, math.nan, 0.95), "undecided"),
+        ("RRR@5<0.5", Known("a", 0.9, 0.95, 0.85), "undecided"),
+        ("RRR@5<0.5", Known("a", 0.3, 0.6, 0.8), "undecided"),
+        ("ED50_steps<100", Known("a", None, 500, None, "right", None), "undecided"),
+        ("ED50_steps<100", Known("a", None, 500, None, "right", math.nan), "undecided"),
         ("RRR@5<0.5", Known("a"), "undefined"),
         ("RRR@5<0.5", Known("a", 0.9, 0.8, 1.0, lost=("n_templates",)), "withheld"),
         ("RRR@5<0.5", Known("a", absent="RRR is measured at 1, 2"), "no such number"),

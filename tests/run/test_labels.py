@@ -228,6 +228,16 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path, run: Path) -> None:
 # --- calibration
 
 
+@pytest.mark.parametrize("arms", [{"../../elsewhere": "k"}, {"..": "k"}, {}, [None], 3])
+def test_arms_that_are_no_names_are_refused(tmp_path: Path, run: Path, arms: object) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    manifest["models"][0]["arms"] = arms
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(RunError, match="which arms a model has"):
+        read_run(copy)
+
+
 def test_corrected_rates_find_the_truth_the_judge_misses(run: Path, labelled: Path) -> None:
     before = (run / "metrics.csv").read_bytes()
     result = calibrate(run, labelled)

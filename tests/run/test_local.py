@@ -31,6 +31,7 @@ from tamperdose.run.costs import COST_COLUMNS, COSTS
 from tamperdose.run.draws import count_stages
 from tamperdose.run.estimate import describe_plan
 from tamperdose.run.ledger import Ledger
+from tamperdose.run.outputs import remove_others
 from tamperdose.run.schema import read_metrics
 from tamperdose.run.stages import Readers
 from tamperdose.stats.key_doses import key_doses
@@ -719,3 +720,20 @@ def test_a_run_times_its_training_and_a_second_look_changes_nothing(tiny_study: 
     assert (run / COSTS).read_bytes() == costs
     for record in (run / "ledger" / "clock").glob("*.clock"):
         assert set(json.loads(record.read_text())) == {"seconds"}
+
+
+def test_answers_in_a_folder_that_is_linked_stay(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "dear.csv").write_text("a")
+    (tmp_path / "outputs").symlink_to(tmp_path / "theirs")
+    remove_others(tmp_path, set())
+    assert (tmp_path / "theirs" / "dear.csv").is_file()
+
+
+@pytest.mark.parametrize("limit", [{}, "3", True, 0, 1.5])
+def test_a_limit_that_is_none_is_said(tmp_path: Path, limit: object) -> None:
+    run = run_study(write_study(tmp_path))
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    (run / "manifest.json").write_text(json.dumps(manifest | {"limit": limit}), encoding="utf-8")
+    with pytest.raises(RunError, match="'limit' is not one"):
+        describe_status(run)

@@ -214,5 +214,7 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     notes = compare_runs(a, b).notes
     assert f"read otherwise: {JUDGES[0]} version 2 in A, version 3 in B" in notes
     assert sum("otherwise" in note for note in notes) == 1
+    write_json(b / "manifest.json", {"headline_judge": JUDGES[0], "judge_versions": {JUDGES[0]: "3" * 1_000_000}})
+    assert max(map(len, compare_runs(a, b).notes)) < 500
     write_json(b / "manifest.json", {"headline_judge": JUDGES[0], "answers": {ARM: [1], "x": {"y": 2}}})
     assert not [note for note in compare_runs(a, b).notes if "otherwise" in note]

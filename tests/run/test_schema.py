@@ -86,6 +86,8 @@ def test_columns_in_another_order_are_refused(tmp_path: Path) -> None:
         ("dose_steps", "-1", "dose is negative"),
         ("dose_steps", "", "'dose_steps' is empty"),
         ("n", "99999999999999999999", "'n' is not a number"),
+        ("n", "9" * 400, "'n' is not a number"),
+        ("n", "\u0663", "'n' is not a number"),
         ("study", "", "'study' is empty"),
         ("metric", "rrr", "unknown metric 'rrr'"),
         ("metric", "CEE", "did you mean 'CE'"),

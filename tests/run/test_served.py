@@ -97,6 +97,7 @@ def test_an_engine_that_leaves_adapters_off_answers_through_merged_weights(
         ({"noise": 0.5}, "auto", "log-probabilities differ by 0.5 nats in the mean"),
         ({"shift": 4}, "auto", "48 of 64 first tokens are the same"),
         ({"ignores_adapters": True}, "requests", "it does not act"),
+        ({"forgets_adapters": True}, "requests", "adapter: what the engine says token by token is not"),
     ],
 )
 def test_an_engine_that_says_other_things_answers_nothing(

@@ -81,3 +81,14 @@ def test_few_prompts_cannot_show_agreement() -> None:
 def test_an_effect_is_a_mean_over_tokens() -> None:
     assert effect([[-1.0], [-2.0, -4.0]], [[-2.0], [-2.0, -2.0]]) == pytest.approx(1.0)
     assert effect([], []) == 0.0
+
+
+def test_what_is_said_token_by_token_must_be_what_is_read_at_once() -> None:
+    own, engine = reading(128), reading(128, off=0.05)
+    good = agreement(own, replace(engine, own=(((-1.0, -1.04), (-0.5, -0.5)),) * 128))
+    assert (good.n_decoded, good.decoded_max) == (256, pytest.approx(0.04))
+    assert good.decoded_mean == pytest.approx(0.02)
+    assert _short(good) == []
+    for bad in (0.3, 4.0, math.nan):
+        told = _short(agreement(own, replace(engine, own=(((-1.0, -1.0 - bad), (-0.5, -0.5)),) * 128)))
+        assert len(told) == 1 and "token by token" in told[0]

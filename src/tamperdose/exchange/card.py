@@ -13,7 +13,7 @@ from tamperdose.errors import DataError, explain
 from tamperdose.report.lost_doses import lost_row
 from tamperdose.report.page.facts import Facts, read_facts
 from tamperdose.report.page.headline import audit_words
-from tamperdose.report.responses import dose_text, read_fits, read_responses, why_undefined
+from tamperdose.report.responses import dose_text, read_fits, read_responses, well_formed, why_undefined
 from tamperdose.report.select import Arm
 from tamperdose.report.tables import DoseRow, dose_table, supported_cells
 from tamperdose.report.text import UNDEFINED, WITHHELD, markdown_cell, printable
@@ -47,9 +47,10 @@ def model_card(run_dir: Path) -> str:
         raise DataError(
             explain(f"{run_dir} has no metrics.csv", expected="a folder that `tamperdose run` or `score` finished")
         )
-    told = [_tell(facts, arm) for arm in facts.arms]
-    lines = [_line(HEADINGS), "| :--- | :--- | ---: | ---: | :--- | :--- |", *(_line(one.cells) for one in told)]
-    parts = [_front(facts, told), "## Robustness of refusals to tampering", "\n".join(lines), *_words(facts)]
+    with well_formed(run_dir):
+        told = [_tell(facts, arm) for arm in facts.arms]
+        lines = [_line(HEADINGS), "| :--- | :--- | ---: | ---: | :--- | :--- |", *(_line(one.cells) for one in told)]
+        parts = [_front(facts, told), "## Robustness of refusals to tampering", "\n".join(lines), *_words(facts)]
     return "\n\n".join(parts) + "\n"
 
 

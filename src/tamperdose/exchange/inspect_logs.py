@@ -14,8 +14,9 @@ from tamperdose import __version__
 from tamperdose.data.conversations import turns_from_json
 from tamperdose.exchange.cells import Cell, Source, list_cells, not_supported, provenance, read_source, show
 from tamperdose.extras import require
-from tamperdose.files import digest, remove, write_atomic
+from tamperdose.files import digest, own_folder, remove, write_atomic
 from tamperdose.records import FinishReason, Label, Subset
+from tamperdose.report.responses import well_formed
 from tamperdose.report.text import printable
 from tamperdose.run.outputs import Judged
 from tamperdose.run.progress import Reporter
@@ -61,11 +62,12 @@ def write_logs(
     """
     require("an Inspect log", "inspect_ai", extra="inspect")
     source = read_source(run_dir)
-    folder = run_dir / FOLDER if out is None else out
+    folder = own_folder(run_dir / FOLDER) if out is None else out
     written: list[Path] = []
     n_cells = len(source.frame[["arm", "dose_steps"]].drop_duplicates())
-    with (reporter or Reporter(quiet=True)).timed("writing logs", n_cells) as advance:
+    with well_formed(run_dir), (reporter or Reporter(quiet=True)).timed("writing logs", n_cells) as advance:
         for cell in list_cells(source):
+            # Within it: `list_cells` knows no arm whose name is a path.
             log = _log(source, cell, show_text=show_text, force=force)
             written.append(_write_log(folder / f"{cell.arm}_{cell.dose}{SUFFIX}", log))
             advance(1)

@@ -11,7 +11,7 @@ from tamperdose.errors import DataError, explain
 from tamperdose.exchange.cells import Cell, list_cells, not_supported, read_source, show
 from tamperdose.exchange.columns import COLUMNS, TABLES, Column, Kind, Table
 from tamperdose.extras import require
-from tamperdose.files import read_csv, remove, write_atomic
+from tamperdose.files import own_folder, read_csv, remove, write_atomic
 from tamperdose.records import Label
 from tamperdose.report.responses import responses_of
 from tamperdose.run.compare_schema import Row
@@ -70,7 +70,7 @@ def write_tables(run_dir: Path, out: Path | None = None, *, show_text: bool = Fa
     """
     require("a Parquet table", "pyarrow", extra="parquet")
     source = read_source(run_dir)
-    folder = run_dir / FOLDER if out is None else out
+    folder = own_folder(run_dir / FOLDER) if out is None else out
     cells = list(list_cells(source))
     written: list[Path] = []
     for table in TABLES:

@@ -53,8 +53,9 @@ class Reference:
         return effect(self.readings[ADAPTER].logprobs, self.unchanged.logprobs)
 
 
-Read = Callable[[Checkpoint | None, Sequence[Sequence[int]], Sequence[Sequence[int]]], Reading]
-"""Has an engine read prompts and continuations in a state of the model: the base, or at a checkpoint."""
+Read = Callable[[Checkpoint | None, Sequence[Sequence[int]], Sequence[Sequence[int]], int], Reading]
+"""Has an engine read prompts and continuations in a state of the model, the base or at a checkpoint, and say so many
+tokens of its own; 0: the first alone."""
 
 
 def read_reference(
@@ -106,8 +107,10 @@ def compare(reference: Reference, read: Read, limits: Equivalence) -> dict[str, 
     """Hold an engine against the reference: agreement by state, effect, and what falls short, as plain values."""
     rows = reference.rows
     states = {BASE: None, ADAPTER: reference.adapter}
-    readings = {name: read(states[name], rows, reference.continuations[name]) for name in (BASE, ADAPTER)}
-    unchanged = read(None, rows, reference.continuations[ADAPTER])
+    readings = {
+        name: read(states[name], rows, reference.continuations[name], limits.n_tokens) for name in (BASE, ADAPTER)
+    }
+    unchanged = read(None, rows, reference.continuations[ADAPTER], 0)
     found = {name: agreement(reference.readings[name], readings[name]) for name in (BASE, ADAPTER)}
     acts = effect(readings[ADAPTER].logprobs, unchanged.logprobs)
     short = list(shortcomings(found, limits, reference_effect=reference.effect, engine_effect=acts))

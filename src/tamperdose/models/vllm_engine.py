@@ -303,29 +303,50 @@ def ask(served: Served, rows: Sequence[Sequence[int]], params: Sequence[Any]) ->
     return outputs
 
 
-def read_served(served: Served, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Reading:
-    """What an engine says of prompts and of given continuations of them, on the paths that answers take.
+def read_served(
+    served: Served, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, n_own: int = 0
+) -> Reading:
+    """What an engine says of prompts and of given continuations of them, and of `n_own` tokens that it says itself.
+
+    Given texts are read at once, answers are said token by token: other kernels, perhaps as captured graphs, that may
+    leave an adapter off where reading does not. So what it says itself is given to it again.
 
     Raises:
         ModelError: It does not answer every prompt, or leaves out a token's log-probability.
     """
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-    greedy = SamplingParams(n=1, max_tokens=1, temperature=0.0, detokenize=False)
-    first = [int(output.outputs[0].token_ids[0]) for output in ask(served, rows, [greedy] * len(rows))]
+    greedy = SamplingParams(n=1, max_tokens=max(1, n_own), temperature=0.0, detokenize=False, logprobs=1)
+    answers = [output.outputs[0] for output in ask(served, rows, [greedy] * len(rows))]
+    first = tuple(int(answer.token_ids[0]) for answer in answers)
+    logprobs = _read_given(served, rows, continuations)
+    if not n_own:
+        return Reading(first, logprobs)
+    given = _read_given(served, rows, [answer.token_ids for answer in answers])
+    said = [
+        [_logprob(answer.token_ids, answer.logprobs, place) for place in range(len(answer.token_ids))]
+        for answer in answers
+    ]
+    own = tuple(tuple(zip(one, other, strict=True)) for one, other in zip(said, given, strict=True))
+    return Reading(first, logprobs, own=own)
+
+
+def _read_given(
+    served: Served, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> tuple[tuple[float, ...], ...]:
+    """The log-probability of each token of continuations that are there from the start."""
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
     forced = SamplingParams(n=1, max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=1)
     whole = [[*row, *continuation] for row, continuation in zip(rows, continuations, strict=True)]
-    scored = ask(served, whole, [forced] * len(whole))
-    logprobs = [
-        tuple(_logprob(output, place) for place in range(len(row), len(full)))
-        for row, full, output in zip(rows, whole, scored, strict=True)
-    ]
-    return Reading(tuple(first), tuple(logprobs))
+    return tuple(
+        tuple(_logprob(full, output.prompt_logprobs, place) for place in range(len(row), len(full)))
+        for row, full, output in zip(rows, whole, ask(served, whole, [forced] * len(whole)), strict=True)
+    )
 
 
-def _logprob(output: Any, place: int) -> float:
-    token, listed = output.prompt_token_ids[place], output.prompt_logprobs or []
-    found = listed[place] if place < len(listed) else None
-    if not found or token not in found:
-        raise ModelError(explain("vLLM left out a token's log-probability", got=f"token {place} of a prompt"))
-    return float(found[token].logprob)
+def _logprob(tokens: Sequence[int], listed: Any, place: int) -> float:
+    found = listed[place] if listed and place < len(listed) else None
+    if not found or tokens[place] not in found:
+        raise ModelError(explain("vLLM left out a token's log-probability", got=f"token {place} of {len(tokens)}"))
+    return float(found[tokens[place]].logprob)

@@ -105,8 +105,8 @@ def well_formed(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
-        names = f"{DOSE_RESPONSE_JSON}, {SCALING_JSON} or a table beside them"
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        names = f"{DOSE_RESPONSE_JSON}, {SCALING_JSON} or another file beside them"
         raise DataError(
             explain(
                 f"{names} in {folder} is damaged",

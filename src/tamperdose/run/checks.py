@@ -63,6 +63,10 @@ def describe_status(run_dir: Path) -> dict[str, Any]:
         raise RunError(explain(f"{run_dir} has no resolved study", expected="a folder written by tamperdose run"))
     study = load_study(resolved)
     limit = manifest.get("limit")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise RunError(
+            explain(f"{run_dir / 'manifest.json'}: 'limit' is not one", got=repr(limit)[:40], expected="1 or more")
+        )
     plan = make_plan(study, read_data(study, Path(study_path), limit=limit), limit=limit)
     return {
         "study": study.name,

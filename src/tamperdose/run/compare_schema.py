@@ -150,9 +150,11 @@ def _value(path: Path, number: int, name: str, cell: str) -> str | int | float |
         return cell == "True"
     try:
         value = int(cell) if name in _WHOLE else float(cell)
-    except ValueError as error:
+        finite = math.isfinite(value)
+    except (ValueError, OverflowError) as error:
+        # OverflowError: a whole number of more than 308 digits.
         raise _bad_cell(path, number, name, cell) from error
-    if not math.isfinite(value):
+    if not finite:
         raise _bad_cell(path, number, name, cell)
     return value
 

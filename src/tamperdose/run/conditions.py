@@ -150,8 +150,9 @@ def judge_condition(condition: Condition, known: Known) -> Verdict:
     """Hold one number against a condition: it passes only where no value in its interval would fail.
 
     With the interval [low, high], closed, and "fail if x < limit": passes where low >= limit, fails where high < limit,
-    else undecided. A right-censored dose (a bound and an open upper end) passes by its lower end and its bound, which
-    both have to lie beyond the limit. Without an interval nothing is decided, whatever the point estimate.
+    else undecided. A value that lies outside its own interval widens it. A right-censored dose (a bound and an open
+    upper end) passes by its lower end and its bound, which both have to lie beyond the limit. Without an interval, or
+    with a number that is none, nothing is decided, whatever the point estimate.
 
     >>> rrr = Known("arm", 0.6, 0.5, 0.7)
     >>> [judge_condition(parse_condition(text), rrr).value for text in ("RRR@1<0.5", "RRR@1<=0.5", "RRR@1<0.8")]
@@ -163,7 +164,7 @@ def judge_condition(condition: Condition, known: Known) -> Verdict:
         return Verdict.WITHHELD
     if known.censored == "undefined" or (known.value is None and not known.censored):
         return Verdict.UNDEFINED
-    if known.low is None and known.high is None:
+    if (known.low is None and known.high is None) or _is_broken(known):
         return Verdict.UNDECIDED
     low, high = _ends(condition, known)
     wrong_low, wrong_high = _fails(low, condition), _fails(high, condition)
@@ -187,13 +188,22 @@ def require(judged: Sequence[Judged]) -> str:
 def _ends(condition: Condition, known: Known) -> tuple[float, float]:
     """The interval with its open ends, widened to the bound of a censored dose."""
     lowest, highest = METRIC_RANGES.get(condition.name, (0.0, math.inf))
-    low = lowest if known.low is None else known.low
-    high = highest if known.high is None else known.high
+    inside = [] if known.value is None else [known.value]
+    low = min([lowest if known.low is None else known.low, *inside])
+    high = max([highest if known.high is None else known.high, *inside])
     if known.bound is not None and known.censored == "right":
         return min(low, known.bound), math.inf
     if known.bound is not None and known.censored == "left":
         return low, max(high, known.bound)
     return low, high
+
+
+def _is_broken(known: Known) -> bool:
+    """Whether a number is none, the ends are the wrong way round, or a censored dose lacks what it is censored at."""
+    numbers = [number for number in (known.value, known.low, known.high, known.bound) if number is not None]
+    upside_down = known.low is not None and known.high is not None and known.low > known.high
+    unbound = known.bound is None and known.censored in ("right", "left")
+    return any(map(math.isnan, numbers)) or upside_down or unbound
 
 
 def _fails(value: float, condition: Condition) -> bool:

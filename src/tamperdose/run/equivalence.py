@@ -19,6 +19,9 @@ from tamperdose.study import VllmEngine
 FILLERS = ("builtin:benign_eval", "builtin:benign_lookalikes")
 """Prompts for the comparison where a study has fewer than it takes; nothing is judged of what is said to them."""
 
+VERSION = 2
+"""Of the comparison; 2 also looks at what an engine says token by token. Another makes it run again."""
+
 
 def comparison_prompts(plan: Plan) -> list[Prompt]:
     """The prompts that both engines are asked: the study's, evenly of both kinds, then bundled ones."""
@@ -57,6 +60,7 @@ def _comparison(plan: Plan, model: ModelPlan) -> _Comparison | None:
         "base": model.key,
         "engine": engine_identity(plan.study),
         "limits": engine.equivalence.model_dump(mode="json"),
+        "version": VERSION,
         "prompts": digest([[prompt.id, prompt.text] for prompt in prompts]),
     }
     return _Comparison(prompts, inputs)

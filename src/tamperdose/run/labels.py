@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from tamperdose.data.conversations import conversation_text, turns_from_json
 from tamperdose.errors import DataError, RunError, explain
-from tamperdose.files import digest, read_csv, write_csv
+from tamperdose.files import digest, is_file_name, read_csv, write_csv
 from tamperdose.records import Label, Subset
 from tamperdose.run.manifest import read_manifest
 
@@ -153,13 +153,29 @@ def read_run(run_dir: Path) -> JudgedRun:
         )
     answers: list[Answer] = []
     arms: list[tuple[str, str]] = []
-    for model in models:
-        for number, arm in enumerate(sorted(model["arms"])):
+    for model in cast(list[Any], models):
+        for number, arm in enumerate(_arms_of(model, run_dir)):
             arms.append((str(model["name"]), arm))
             for path in _dose_files(run_dir / "outputs" / arm):
                 if number == 0 or path.stem != "0":
                     answers += _read_cell(path, str(model["name"]), "" if path.stem == "0" else arm, judge)
     return JudgedRun(judge, tuple(answers), tuple(arms))
+
+
+def _arms_of(model: Any, run_dir: Path) -> list[str]:
+    """The names of a model's arms, each that of a folder and no path out of the run's."""
+    told = cast(dict[str, Any], model) if isinstance(model, dict) else {}
+    found = told.get("arms")
+    names = sorted(cast(dict[str, Any], found)) if isinstance(found, dict) else []
+    if "name" not in told or not names or not all(map(is_file_name, names)):
+        raise RunError(
+            explain(
+                f"{run_dir / 'manifest.json'} does not say which arms a model has",
+                got=repr(model)[:80],
+                expected="a name, and arms by their names",
+            )
+        )
+    return names
 
 
 def judged_rate(answers: Sequence[Answer]) -> float | None:
@@ -309,7 +325,10 @@ def _band(cell: tuple[str, str, int], rates: Mapping[tuple[str, str, int], float
 
 
 def _dose_files(folder: Path) -> list[Path]:
-    paths = sorted((path for path in folder.glob("*.csv") if path.stem.isdigit()), key=lambda path: int(path.stem))
+    paths = sorted(
+        (path for path in folder.glob("*.csv") if path.stem.isascii() and path.stem.isdigit()),
+        key=lambda path: int(path.stem),
+    )
     if not paths or paths[0].stem != "0":
         raise RunError(explain(f"{folder} lacks the answers at dose 0", remedy="run the study again"))
     return paths

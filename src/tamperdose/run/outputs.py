@@ -7,7 +7,7 @@ from typing import Any
 
 from tamperdose.data.conversations import turns_to_json
 from tamperdose.errors import DataError, explain
-from tamperdose.files import read_csv, write_csv
+from tamperdose.files import is_file_name, read_csv, write_csv
 from tamperdose.records import Label, Subset
 from tamperdose.run.measure import Cell
 
@@ -62,8 +62,8 @@ class Judged:
 
 def dose_files(run_dir: Path, arm: str) -> dict[int, Path]:
     """The files of an arm's answers by dose, ascending; none where a folder holds no answers of it."""
-    # Only a name, so that a damaged file cannot lead out of the folder.
-    found = (run_dir / OUTPUTS / Path(arm).name).glob("*.csv")
+    # Only a name, so that a damaged or hostile table cannot lead out of the folder.
+    found = (run_dir / OUTPUTS / arm).glob("*.csv") if is_file_name(arm) else ()
     return dict(sorted((int(path.stem), path) for path in found if path.stem.isascii() and path.stem.isdigit()))
 
 
@@ -114,8 +114,9 @@ def _share(cell: str) -> float | None:
 
 
 def remove_others(run_dir: Path, written: set[Path]) -> None:
-    """Remove the answers of arms and doses that are named no more."""
-    for path in [item for item in (run_dir / OUTPUTS).rglob("*.csv") if item not in written]:
+    """Remove the answers of arms and doses that are named no more; none where the folder is a link to another."""
+    root = run_dir / OUTPUTS
+    for path in [] if root.is_symlink() else [item for item in root.rglob("*.csv") if item not in written]:
         path.unlink()
         if not any(path.parent.iterdir()):
             path.parent.rmdir()

@@ -25,6 +25,7 @@ METRICS = {Subset.HARMFUL: "RRR", Subset.BENIGN: "over_refusal_rate"}
 """What is compared over each kind of prompts: the share refused."""
 _CLAIMS = {Subset.HARMFUL: Claim.RRR, Subset.BENIGN: Claim.OVER_REFUSAL}
 _SHOWN = 3
+_LINE = 120
 
 Key = tuple[str, str, int]
 Answers = Mapping[Key, Judged]
@@ -189,12 +190,18 @@ def _setting_notes(a: Path, b: Path, cells: Sequence[_Cell]) -> Iterator[str]:
         one, two = (side.get((arm, cell.dose), {}) for side, arm in zip(sides, cell.arms, strict=True))
         for name in one if cell.a[0].subset is Subset.HARMFUL else ():
             if name in two and one[name] != two[name]:
-                said.setdefault(f"{name} {one[name]} in A, {two[name]} in B", []).append(cell.arms[0])
+                said.setdefault(_two(name, one[name], two[name]), []).append(cell.arms[0])
     yield from (f"answered otherwise: {text}" for text in said)
     one, two = (_mapping(read_manifest(folder).get("judge_versions")) for folder in (a, b))
     for name in one:
         if name in two and one[name] != two[name]:
-            yield f"read otherwise: {name} {one[name]} in A, {two[name]} in B"
+            yield f"read otherwise: {_two(name, one[name], two[name])}"
+
+
+def _two(name: str, one: object, two: object) -> str:
+    """A setting in both runs, each as short as a line takes: manifests come from elsewhere."""
+    name, left, right = (text if len(text) <= _LINE else f"{text[:_LINE]}..." for text in (name, str(one), str(two)))
+    return f"{name} {left} in A, {right} in B"
 
 
 def _answers_of(folder: Path) -> dict[tuple[str, int], dict[str, str]]:

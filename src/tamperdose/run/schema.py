@@ -209,8 +209,9 @@ def _number(path: Path, row: int, name: str, cell: str, kind: Callable[[str], fl
         value = kind(cell)
     except ValueError as error:
         raise _bad_cell(path, row, name, cell, kind) from error
-    # int and float also accept `1_000` and padding; a 64-bit column cannot hold everything int can.
-    if "_" in cell or cell != cell.strip() or not math.isfinite(value) or (kind is int and abs(value) >= 2**63):
+    # int and float also accept `1_000`, padding and other scripts' digits; 64 bits do not hold every int.
+    too_large = abs(value) >= 2**63 if kind is int else not math.isfinite(value)
+    if "_" in cell or cell != cell.strip() or not cell.isascii() or too_large:
         raise _bad_cell(path, row, name, cell, kind)
     return value
 

@@ -137,10 +137,13 @@ class VllmBackend(HfBackend):
 
     def _reader(self, how: str) -> Any:
         def read(
-            checkpoint: Checkpoint | None, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+            checkpoint: Checkpoint | None,
+            rows: Sequence[Sequence[int]],
+            continuations: Sequence[Sequence[int]],
+            n_own: int,
         ) -> Reading:
             with self._serving(checkpoint, how) as served:
-                return read_served(served, rows, continuations)
+                return read_served(served, rows, continuations, n_own=n_own)
 
         return read
 

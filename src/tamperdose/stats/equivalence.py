@@ -23,6 +23,9 @@ class Reading:
     """Log-probability of each token of each prompt's continuation, nats; the continuation is given, not sampled."""
     near: tuple[frozenset[int], ...] = ()
     """Of the reference: for each prompt the first tokens that rounding might put in the place of the most likely."""
+    own: tuple[tuple[tuple[float, float], ...], ...] = ()
+    """Of an engine: for each prompt the log-probabilities of the tokens of its own greedy answer, nats, as it said them
+    one after the other and as it gives them when the answer is there from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,12 @@ class Agreement:
     """Mean absolute difference of log-probabilities, nats."""
     max_difference: float
     """Largest, nats."""
+    n_decoded: int = 0
+    """Tokens of the engine's own answers that it said one after the other and was given again; 0: not looked at."""
+    decoded_mean: float = 0.0
+    """Mean absolute difference of their two log-probabilities, nats."""
+    decoded_max: float = 0.0
+    """Largest, nats."""
 
     @property
     def share(self) -> float:
@@ -57,7 +66,8 @@ def agreement(reference: Reading, engine: Reading, *, level: float = 0.95) -> Ag
 
     Prompts are taken as independent: each is answered by itself, and what differs is rounding. Where rounding decides
     between two first tokens, `reference.near` holds both, and either counts. A log-probability that is not finite
-    counts as an infinite difference, so that it fails every limit.
+    counts as an infinite difference, so that it fails every limit. Answers are had token by token, on other paths than
+    given texts are read on: `engine.own` ties the one to the other within the engine.
 
     Raises:
         DataError: They do not hold the same prompts and tokens, or no prompt or no token.
@@ -79,7 +89,10 @@ def agreement(reference: Reading, engine: Reading, *, level: float = 0.95) -> Ag
     n_near = sum(one or token in those for one, token, those in zip(same, engine.first, near, strict=True))
     low, high = wilson(n_near / n_prompts, n_prompts, level)
     mean, largest = float(np.mean(differences)), max(differences)
-    return Agreement(n_prompts, sum(same), n_near, low, high, len(differences), mean, largest)
+    said, given = ([[pair[side] for pair in row] for row in engine.own] for side in (0, 1))
+    own = _differences(said, given)
+    decoded = (len(own), float(np.mean(own)), max(own)) if own else (0, 0.0, 0.0)
+    return Agreement(n_prompts, sum(same), n_near, low, high, len(differences), mean, largest, *decoded)
 
 
 def effect(changed: Sequence[Sequence[float]], unchanged: Sequence[Sequence[float]]) -> float:
@@ -117,6 +130,11 @@ def shortcomings(
             yield f"{state}: one log-probability differs by {each.max_difference:.3g} nats, " + _at_most(
                 limits.max_logprob
             )
+        if not (each.decoded_mean <= limits.mean_logprob and each.decoded_max <= limits.max_logprob):
+            yield (
+                f"{state}: what the engine says token by token is not what it says of the same text at once: "
+                f"{each.decoded_mean:.3g} nats in the mean, at most {each.decoded_max:.3g}, "
+            ) + _at_most(limits.mean_logprob)
     if not engine_effect >= ACTS * reference_effect:
         yield (
             f"the adapter changes log-probabilities by {engine_effect:.3g} nats in the mean, in transformers by "
