@@ -55,7 +55,9 @@ def test_each_limit_fails_by_itself_and_nothing_else_does() -> None:
     assert "first tokens" in _short(agreement(reading(128), reading(128, wrong=20)))[0]
     assert "in the mean" in _short(replace(good, mean_difference=0.11))[0]
     assert "one log-probability" in _short(replace(good, max_difference=2.1))[0]
-    assert "does not act" in _short(good, acts=0.4)[0]
+    assert "does not act as there" in _short(good, acts=0.89)[0]
+    assert "does not act as there" in _short(good, acts=1.11)[0]
+    assert _short(good, acts=0.92) == _short(good, acts=1.08) == []
     assert "does not act" in _short(good, acts=math.nan)[0]
     assert all(len(_short(bad)) == 1 for bad in (replace(good, mean_difference=0.11), replace(good, low=0.9)))
 

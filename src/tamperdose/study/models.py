@@ -183,8 +183,8 @@ class Equivalence(Frozen):
     """Largest difference of any token's, nats: a factor of seven in its odds."""
     effect: PositiveFloat = 0.5
     """By how much the adapter of the comparison changes log-probabilities in transformers, nats in the mean, at least;
-    in the engine it must change them by half of that. Several times `mean_logprob`, so that an engine that leaves
-    adapters off cannot pass."""
+    in the engine it must change them by as much, to a tenth of it. Several times `mean_logprob`, so that an engine that
+    leaves adapters off cannot pass."""
 
     @model_validator(mode="after")
     def _tells_adapters(self) -> Self:
