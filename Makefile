@@ -68,7 +68,7 @@ bench: setup  ## Speed and memory against plain transformers and TRL, of the jud
 bench-gpu: setup  ## A 7B model through the whole path on one GPU, under 4 minutes; needs 20 GB of disk.
 	$(BIN)/python benchmarks/gpu.py
 
-validate: setup  ## Judges against people, coverage of intervals, the audit: writes docs/validation.md, under 20 minutes.
+validate: setup  ## Judges against people, coverage of intervals, the audit: writes docs/validation.md, up to half an hour.
 	$(BIN)/python -m validation
 
 figures: setup  ## Redraw the figures over all studies from their metrics.
