@@ -136,7 +136,8 @@ def test_a_run_that_goes_on_compares_once_and_ends_in_the_same_bytes(
     run_study(path, "attack.doses=[1]", out=out)
     n_compared = sum(params[0].prompt_logprobs is not None for _, params in fake.asked)
     run_study(path, out=out)
-    assert n_compared == 3
+    # Of the base and the adapter, given answers and their own; of the base also the answers with the adapter.
+    assert n_compared == 5
     assert sum(params[0].prompt_logprobs is not None for _, params in fake.asked) == n_compared
     before, after = files_of(whole), files_of(out)
     assert {name: after[name] for name in before if not name.startswith("ledger/")} == {
