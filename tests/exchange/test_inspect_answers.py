@@ -1,11 +1,14 @@
 """Inspect logs as recorded answers: the same numbers as those of the run, and hostile or broken logs refused."""
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from inspect_ai.log import (
     EvalConfig,
     EvalDataset,
@@ -230,6 +233,34 @@ def test_a_log_that_would_fill_the_memory_is_refused_before_it_is_unpacked(
     monkeypatch.setattr(inspect_answers, "MAX_BYTES", 50_000)
     with pytest.raises(DataError, match="unpacks to too much"):
         read_log(log)
+
+
+def test_sizes_that_a_log_declares_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = write(tmp_path / "a.eval", [sample(1, "a" * 1_000_000)])
+    with zipfile.ZipFile(log) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    raw, said = log.read_bytes(), struct.pack("<I", largest.file_size)
+    assert largest.file_size > 500_000 and raw.count(said) >= 1
+    log.write_bytes(raw.replace(said, struct.pack("<I", 100)))
+    with zipfile.ZipFile(log) as archive:
+        assert sum(member.file_size for member in archive.infolist()) < 500_000
+    monkeypatch.setattr(inspect_answers, "MAX_BYTES", 500_000)
+    with pytest.raises(DataError, match="unpacks to too much"):
+        read_log(log)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, 93])
+def test_pieces_are_what_a_member_unpacks_to(kind: int) -> None:
+    text = b"a sentence. " * 300_000
+    packed = {
+        zipfile.ZIP_STORED: text,
+        zipfile.ZIP_DEFLATED: zlib.compress(text, wbits=-15),
+        93: zstandard.ZstdCompressor().compress(text),
+    }[kind]
+    pieces = list(inspect_answers._pieces(packed, kind))
+    assert sum(pieces) == len(text) and (kind == zipfile.ZIP_STORED or max(pieces) <= 1 << 20)
+    assert sum(inspect_answers._pieces(packed[: len(packed) // 2], kind)) <= len(text)
+    assert kind == zipfile.ZIP_STORED or sum(inspect_answers._pieces(b"\xffnoise" * 9, kind)) == 0
 
 
 def test_the_extra_is_named_and_a_column_of_a_log_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,13 @@ A log is taken as one state of one model: each sample a prompt with one answer, 
 does not fit that is refused with the sample's id; nothing is guessed. Logs are hostile: their texts stay texts.
 """
 
+import contextlib
+import io
 import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ MAX_BYTES = 4 << 30
 """Bytes that a log may unpack to: 10,000 answers of 100 kB and their transcripts are a quarter of it."""
 _REMEDY = "export it again with Inspect, or give a CSV with columns prompt, response"
 _SHOWN = 3
+_PIECE, _ZIP_ZSTANDARD = 1 << 20, 93
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -68,7 +72,7 @@ def read_log(path: Path) -> Recording:
 
 
 def _require_archive(path: Path) -> None:
-    """Look at the archive's list of members before anything is unpacked."""
+    """Look at the archive's members before Inspect's reader unpacks them into memory."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -86,9 +90,45 @@ def _require_archive(path: Path) -> None:
                 remedy=_REMEDY,
             )
         )
-    size = sum(member.file_size for member in members)
-    if size > MAX_BYTES:
-        raise DataError(explain(f"{path} unpacks to too much", got=f"{size} bytes", expected=f"at most {MAX_BYTES}"))
+    if _unpacks_to_more(path, members, MAX_BYTES):
+        raise DataError(explain(f"{path} unpacks to too much", expected=f"at most {MAX_BYTES} bytes"))
+
+
+def _unpacks_to_more(path: Path, members: Sequence[zipfile.ZipInfo], limit: int) -> bool:
+    """Whether members unpack to more than so many bytes, by unpacking them into nothing: their sizes may be lies."""
+    total = sum(member.file_size for member in members)
+    if total > limit:
+        return True
+    total = 0
+    with path.open("rb") as stream:
+        for member in members:
+            # The local header: 30 bytes, of which the last four say how long the name and what follows it are.
+            stream.seek(member.header_offset + 26)
+            stream.seek(sum(struct.unpack("<HH", stream.read(4).ljust(4, b"\0"))), io.SEEK_CUR)
+            for size in _pieces(stream.read(member.compress_size), member.compress_type):
+                total += size
+                if total > limit:
+                    return True
+    return False
+
+
+def _pieces(packed: bytes, kind: int) -> Iterator[int]:
+    """Sizes of the pieces that a member unpacks to; what is damaged ends it, and is found when it is read."""
+    if kind == zipfile.ZIP_DEFLATED:
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        with contextlib.suppress(zlib.error):
+            while packed and not unpacker.eof:
+                yield len(unpacker.decompress(packed, _PIECE))
+                packed = unpacker.unconsumed_tail
+    elif kind == _ZIP_ZSTANDARD:
+        from zstandard import ZstdDecompressor, ZstdError
+
+        with contextlib.suppress(ZstdError):
+            reader = ZstdDecompressor().stream_reader(packed)
+            while piece := reader.read(_PIECE):
+                yield len(piece)
+    else:
+        yield len(packed)
 
 
 def _read(path: Path) -> Any:
