@@ -75,7 +75,11 @@ def equivalence_key(plan: Plan, model: ModelPlan) -> str | None:
 def read_equivalence(plan: Plan, ledger: Ledger, model: ModelPlan) -> dict[str, Any] | None:
     """What a model's comparison has found; None where it was not made or is not wanted."""
     key = equivalence_key(plan, model)
-    path = None if key is None else ledger.find("equivalence", key)
+    return None if key is None else _filed(ledger, key)
+
+
+def _filed(ledger: Ledger, key: str) -> dict[str, Any] | None:
+    path = ledger.find("equivalence", key)
     return None if path is None else json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -88,10 +92,10 @@ def settle_equivalence(plan: Plan, ledger: Ledger, model: ModelPlan, backend: Ba
     wanted = _comparison(plan, model)
     if wanted is None:
         return
-    found = read_equivalence(plan, ledger, model)
+    found = _filed(ledger, wanted.key)
     if found is None:
         with ledger.held("equivalence", wanted.key):
-            found = read_equivalence(plan, ledger, model) or _compare(wanted, ledger, model, backend, reporter)
+            found = _filed(ledger, wanted.key) or _compare(wanted, ledger, model, backend, reporter)
     if not found["passed"]:
         raise RunError(_message(model, found))
     backend.use_adapters(found["adapters"])

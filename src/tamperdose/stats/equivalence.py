@@ -9,7 +9,7 @@ from tamperdose.errors import DataError, explain
 from tamperdose.stats.rates import wilson
 from tamperdose.study import Equivalence
 
-ACTS = 0.1
+EFFECT_TOLERANCE = 0.1
 """What an adapter moves log-probabilities by may differ from what it does in the reference by this share of it."""
 
 
@@ -135,7 +135,7 @@ def shortcomings(
                 f"{state}: what the engine says token by token is not what it says of the same text at once: "
                 f"{each.decoded_mean:.3g} nats in the mean, at most {each.decoded_max:.3g}, "
             ) + _at_most(limits.mean_logprob)
-    if not abs(engine_effect - reference_effect) <= ACTS * reference_effect:
+    if not abs(engine_effect - reference_effect) <= EFFECT_TOLERANCE * reference_effect:
         yield (
             f"the adapter changes log-probabilities by {engine_effect:.3g} nats in the mean, in transformers by "
             f"{reference_effect:.3g}: it does not act as there"
